@@ -1,0 +1,195 @@
+package migrate
+
+import (
+	"context"
+	"time"
+
+	"github.com/ficus-migrate/ficus/change"
+)
+
+// A Side names one of the two data stores of a migration by the part it played at the start. The
+// names do not move when ownership does.
+type Side string
+
+// The two sides.
+const (
+	Source Side = "source"
+	Target Side = "target"
+)
+
+// Other returns the opposite side.
+func (s Side) Other() Side {
+	if s == Source {
+		return Target
+	}
+	return Source
+}
+
+// Ownership is what a database itself says about who may write (table ficus.ownership).
+// A database without the table has the zero Ownership.
+type Ownership struct {
+	Migration string // name of the migration that installed it
+	Epoch     int64  // counts changes of owner; 1 after Install
+	Owner     Side
+	GateOpen  bool // ordinary sessions may write to this database now
+}
+
+// A Blocker is a session or prepared transaction that a closing fence waits for.
+type Blocker struct {
+	PID         int           `json:"pid,omitempty"` // 0 for a prepared transaction
+	GID         string        `json:"gid,omitempty"` // of a prepared transaction
+	Role        string        `json:"role"`
+	Application string        `json:"application,omitempty"`
+	State       string        `json:"state,omitempty"` // "active", "idle in transaction", "prepared"
+	Age         time.Duration `json:"age_ns"`
+}
+
+// A Sequence is the state of one sequence: the value that the next nextval returns.
+type Sequence struct {
+	Name string `json:"name"` // quoted, schema-qualified
+	Next int64  `json:"next"`
+}
+
+// A Database is one of the two data stores as a promotion sees it. Every method may be repeated.
+// migrate/fence implements it on PostgreSQL.
+type Database interface {
+	// Install creates schema ficus with its ownership row (epoch 1, owner as given), signal table
+	// and gate; the gate is open only on the owner. It leaves an existing installation of the same
+	// migration as it is and refuses that of another.
+	Install(ctx context.Context, migration string, owner Side) error
+	// Ownership reads the ownership row and the gate.
+	Ownership(ctx context.Context) (Ownership, error)
+	// Arm puts the fence triggers on every moved table and partition, without making the
+	// application wait: short lock_timeout, retries until ctx ends.
+	Arm(ctx context.Context) error
+	// CloseGate bans writes by ordinary sessions, durably, taking no lock.
+	CloseGate(ctx context.Context) error
+	// OpenGate lifts the ban.
+	OpenGate(ctx context.Context) error
+	// WaitWriters waits until every transaction that held a write lock on a fenced table when it
+	// was called has ended. When ctx ends first the error wraps ctx's cause and names the
+	// blockers; blocked is called about once a second with those still running.
+	WaitWriters(ctx context.Context, blocked func([]Blocker)) error
+	// Signal writes nonce to ficus.signal; the stream carries it after everything committed before.
+	Signal(ctx context.Context, nonce string) error
+	// Own writes the ownership row. On the new owner this is the point of no return.
+	// It refuses to go back to a lower epoch.
+	Own(ctx context.Context, epoch int64, owner Side) error
+	// Sequences reads every moved sequence.
+	Sequences(ctx context.Context) ([]Sequence, error)
+	// SetSequences moves each sequence forward to Next+headroom increments; never backward.
+	SetSequences(ctx context.Context, seqs []Sequence, headroom int64) error
+	// Uninstall removes triggers, gate and schema ficus. Writes are open to all afterwards.
+	Uninstall(ctx context.Context) error
+}
+
+// Lag says how far a link's destination is behind.
+type Lag struct {
+	Bytes   int64         `json:"bytes"`   // WAL written at the origin and not yet applied
+	Time    time.Duration `json:"time_ns"` // age of the newest applied commit while something is outstanding, else 0
+	Applied change.LSN    `json:"applied"` // end of the last applied transaction
+	Rows    int64         `json:"rows"`    // row changes applied since the link was made
+	// Outstanding WAL kept on the origin by the slot, in bytes.
+	Retained int64 `json:"retained_bytes"`
+}
+
+// A Link keeps one side in step with the other. sync/link implements it.
+type Link interface {
+	// Prepare makes the link start at the present: publication, slot. Changes from now on are
+	// kept, and those before the ownership row of afterEpoch shows in the stream are ignored.
+	// Repeated for the same epoch it keeps what is there; for another it starts afresh.
+	Prepare(ctx context.Context, afterEpoch int64) error
+	// Run follows until ctx is done or an error that no retry mends. It blocks, reconnects by
+	// itself, and resumes exactly where the destination stands.
+	Run(ctx context.Context) error
+	// Lag measures now. It works while Run does, and fails when the link is not prepared.
+	Lag(ctx context.Context) (Lag, error)
+	// WaitSignal returns once the nonce has been applied and committed at the destination.
+	WaitSignal(ctx context.Context, nonce string) error
+	// Drop removes slot, publication, stored events and progress, on both sides; no error when
+	// they are not there.
+	Drop(ctx context.Context) error
+}
+
+// TableProgress is how far the copy of one table is.
+type TableProgress struct {
+	Table     string `json:"table"` // as people read it: public.users
+	Rows      int64  `json:"rows"`
+	Bytes     int64  `json:"bytes"`
+	TotalRows int64  `json:"total_rows"` // estimate; -1 unknown
+	Done      bool   `json:"done"`
+	Format    string `json:"format"` // "binary" or "text"
+}
+
+// Copied sums up an initial load.
+type Copied struct {
+	Tables  int           `json:"tables"`
+	Rows    int64         `json:"rows"`
+	Bytes   int64         `json:"bytes"`
+	Elapsed time.Duration `json:"elapsed_ns"`
+}
+
+// A Loader makes and fills the target's tables. The three methods are called in order; each may be
+// repeated from its start after a crash.
+type Loader interface {
+	// CreateTables copies the schema without indexes, constraints and triggers.
+	CreateTables(ctx context.Context) error
+	// Load prepares the forward link at an exported snapshot and copies every row of that snapshot
+	// while the link's changes are being stored. It starts over what an earlier Load left.
+	Load(ctx context.Context, progress func(TableProgress)) (Copied, error)
+	// Finish builds keys, indexes, constraints, triggers, foreign keys and statistics. step is
+	// called before each with what is being built and how many are done.
+	Finish(ctx context.Context, step func(what string, done, total int)) error
+}
+
+// A Proof is the result of a comparison of both sides at one instant.
+type Proof struct {
+	Kind        string        `json:"kind"` // "exact" or "delta"
+	LSN         change.LSN    `json:"lsn"`  // the instant, in the owner's WAL
+	Time        time.Time     `json:"time"`
+	Tables      int           `json:"tables"`
+	Rows        int64         `json:"rows"`        // compared on the owner's side
+	Keys        int64         `json:"keys"`        // delta: keys touched since the proof it builds on
+	Differences int64         `json:"differences"` // 0 is a proof
+	Elapsed     time.Duration `json:"elapsed_ns"`
+	Paused      time.Duration `json:"paused_ns"` // how long applying stood still for it
+	// Uncovered names tables that a delta could not include, with the reason.
+	Uncovered []string `json:"uncovered,omitempty"`
+	Samples   []string `json:"samples,omitempty"` // keys of differing rows, a few, no values
+}
+
+// A Verifier proves both sides equal over the link that runs from owner.
+type Verifier interface {
+	// Exact compares everything at one instant while the link runs.
+	Exact(ctx context.Context, owner Side, progress func(done, total int64)) (Proof, error)
+	// Delta compares what was touched since the last proof of the same owner, live; with fenced
+	// set nobody writes and both sides are compared as they stand.
+	Delta(ctx context.Context, owner Side, fenced bool) (Proof, error)
+}
+
+// StallStats says how long clients waited because of a promotion, as the router saw it.
+type StallStats struct {
+	Clients int           `json:"clients"` // that waited
+	P50     time.Duration `json:"p50_ns"`
+	P99     time.Duration `json:"p99_ns"`
+	Max     time.Duration `json:"max_ns"`
+}
+
+// A Router leads clients to the owner. gateway implements it.
+type Router interface {
+	// Reads sends that percentage of read-only traffic to the side that does not own the data.
+	Reads(ctx context.Context, percent int) error
+	// Hold stops starting transactions on the read-write door and returns when those in flight
+	// have ended, or with an error when ctx ends first (the hold stays until Release).
+	Hold(ctx context.Context, epoch int64) error
+	// Release sends the held and all later clients to the owner.
+	Release(ctx context.Context, owner Side, epoch int64) error
+	// Stalls returns the waits of the last Hold.
+	Stalls() StallStats
+}
+
+// A Journal keeps the engine's records, durably and in order. eventstore implements it.
+type Journal interface {
+	Append(record []byte) error
+	Scan(fn func(record []byte) error) error
+}

@@ -1,0 +1,96 @@
+package migrate
+
+import (
+	"time"
+
+	"github.com/ficus-migrate/ficus/change"
+)
+
+// Status is all that surfaces show of a migration, at one moment. It holds no row values and no
+// passwords.
+type Status struct {
+	Name       string    `json:"name"`
+	Playbook   string    `json:"playbook"`
+	Source     string    `json:"source"` // user@host:port/database
+	Target     string    `json:"target"`
+	Phase      Phase     `json:"phase"`
+	Step       string    `json:"step,omitempty"`        // what is being done within the phase
+	WaitingFor string    `json:"waiting_for,omitempty"` // name of the gate or "approval"
+	Paused     bool      `json:"paused"`
+	Error      string    `json:"error,omitempty"`
+	Hint       string    `json:"hint,omitempty"`
+	StartedAt  time.Time `json:"started_at"`
+	PhaseSince time.Time `json:"phase_since"`
+
+	Owner Side  `json:"owner"`
+	Epoch int64 `json:"epoch"`
+
+	Tables     []TableProgress `json:"tables,omitempty"`
+	Copied     *Copied         `json:"copied,omitempty"`
+	Build      *Build          `json:"build,omitempty"` // indexes and constraints after the load
+	Lag        *Lag            `json:"lag,omitempty"`
+	Gates      []GateState     `json:"gates,omitempty"`
+	Proof      *Proof          `json:"proof,omitempty"`       // the newest exact one
+	FenceProof *Proof          `json:"fence_proof,omitempty"` // the delta proof of the last promotion
+	ReadsOn    int             `json:"reads_percent"`         // of read-only traffic, on the side that does not own
+	Promotions []Promotion     `json:"promotions,omitempty"`  // oldest first, rollbacks included
+	Phases     []PhaseTime     `json:"phases"`                // how long each took, in order
+
+	Rollback RollbackVerdict `json:"rollback"`
+}
+
+// Build is the progress of what follows the load.
+type Build struct {
+	What  string `json:"what"`
+	Done  int    `json:"done"`
+	Total int    `json:"total"`
+}
+
+// A GateState is a condition with its measured value.
+type GateState struct {
+	Name     string    `json:"name"` // lag, proof, approval, ...
+	Phase    Phase     `json:"phase"`
+	Manual   bool      `json:"manual"`
+	Open     bool      `json:"open"`
+	Measured string    `json:"measured"` // "lag 12 MB"
+	Wanted   string    `json:"wanted"`   // "at most 1 MB"
+	Since    time.Time `json:"since"`    // of the present Open
+	By       string    `json:"by,omitempty"`
+}
+
+// A Promotion is one change of owner, rollbacks included.
+type Promotion struct {
+	Epoch     int64         `json:"epoch"`
+	From      Side          `json:"from"`
+	To        Side          `json:"to"`
+	LSN       change.LSN    `json:"lsn"` // of the old owner, when it had been drained
+	At        time.Time     `json:"at"`
+	Blackout  time.Duration `json:"blackout_ns"` // fence closed to new epoch's gate open
+	Stall     StallStats    `json:"stall"`
+	Proof     Proof         `json:"proof"` // the delta proof under the fence
+	Sequences int           `json:"sequences"`
+}
+
+// A PhaseTime is one stay in a phase.
+type PhaseTime struct {
+	Phase Phase         `json:"phase"`
+	Start time.Time     `json:"start"`
+	Took  time.Duration `json:"took_ns"` // 0 while it lasts
+}
+
+// A RollbackVerdict says whether going back would lose nothing.
+type RollbackVerdict struct {
+	Safe    bool     `json:"safe"`
+	Because []string `json:"because,omitempty"` // reasons when not
+}
+
+// An Event is one line of a migration's story, for terminals, the API's event stream and logs.
+type Event struct {
+	Seq     int64          `json:"seq"`
+	Time    time.Time      `json:"time"`
+	Type    string         `json:"type"` // phase, step, gate, progress, proof, promotion, command, error, result
+	Phase   Phase          `json:"phase"`
+	Message string         `json:"message"`
+	Actor   string         `json:"actor,omitempty"`
+	Data    map[string]any `json:"data,omitempty"`
+}
