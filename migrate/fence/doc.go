@@ -1,0 +1,26 @@
+// Package fence is migrate.Database on PostgreSQL: who owns the data, the gate that binds every
+// role, the nonce that proves a drain, and sequences.
+//
+// # The fence
+//
+// A trigger BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE, FOR EACH STATEMENT, stands on every
+// moved table and every partition of one. It reads the gate, a sequence, because reading a
+// sequence shows its value of now even inside an old REPEATABLE READ snapshot, and setting it
+// takes no lock that an application waits for. A closed gate raises SQLSTATE 25006.
+//
+// Closing is: set the gate, commit, then read pg_locks once for the transactions that hold
+// RowExclusiveLock or stronger on a fenced table, prepared transactions included, and wait until
+// each has ended. That is free of races because a statement takes its table lock before its
+// BEFORE triggers run: whatever passed the open gate held its lock when we looked, and whatever
+// takes its lock later finds the gate closed.
+//
+// Appliers pass because they write with session_replication_role = replica, in which ordinary
+// triggers do not fire.
+//
+// # The epoch
+//
+// The ownership row moves only upwards (see [Database.Own]): two attempts at one epoch cannot both
+// win, whichever process makes them and however late a lost request arrives.
+//
+// A Database is safe for concurrent use.
+package fence

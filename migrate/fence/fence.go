@@ -1,0 +1,185 @@
+package fence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/migrate"
+)
+
+// Arm implements [migrate.Database]. Each table is altered in a transaction of its own.
+func (d *Database) Arm(ctx context.Context) error {
+	names := make([]string, len(d.cfg.Tables))
+	for i, t := range d.cfg.Tables {
+		names[i] = t.String()
+	}
+	rows, err := d.pool.Query(ctx, `
+		WITH RECURSIVE moved(oid) AS (
+			SELECT to_regclass(n)::oid FROM unnest($1::text[]) n WHERE to_regclass(n) IS NOT NULL
+			UNION
+			SELECT i.inhrelid FROM moved m JOIN pg_inherits i ON i.inhparent = m.oid
+			JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+		)
+		SELECT format('%I.%I', n.nspname, c.relname)
+		FROM moved m JOIN pg_class c ON c.oid = m.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p', 'f')
+		AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = $2)
+		ORDER BY 1`, names, trigger)
+	if err != nil {
+		return d.wrap("arm the fence", err)
+	}
+	bare, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return d.wrap("arm the fence", err)
+	}
+	for _, t := range bare {
+		err := d.alter(ctx, t, `CREATE TRIGGER `+trigger+` BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON `+t+
+			` FOR EACH STATEMENT EXECUTE FUNCTION ficus.fence()`)
+		if err != nil {
+			return d.wrap("arm the fence on "+t, err)
+		}
+	}
+	return nil
+}
+
+// alter runs DDL on one table without letting the application queue behind it for longer than
+// LockTimeout, and tries again until ctx ends.
+func (d *Database) alter(ctx context.Context, table, ddl string) error {
+	retry := backoff.Timer{Min: 50 * time.Millisecond, Max: 2 * time.Second}
+	for {
+		err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+			set := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, max(1, d.cfg.LockTimeout.Milliseconds()))
+			if _, err := tx.Exec(ctx, set); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, ddl)
+			return err
+		})
+		if pg.Code(err) != pg.CodeLockNotAvailable {
+			return err
+		}
+		if waitErr := retry.Wait(ctx); waitErr != nil {
+			return hint.Wrap(errors.Join(err, waitErr), "a long transaction holds %s: end it, or raise the step's time budget", table)
+		}
+	}
+}
+
+// CloseGate implements [migrate.Database]. When it returns nil the closed gate is on disk.
+func (d *Database) CloseGate(ctx context.Context) error {
+	return d.wrap("close the gate", d.setGate(ctx, gateClosed))
+}
+
+// OpenGate implements [migrate.Database].
+func (d *Database) OpenGate(ctx context.Context) error {
+	return d.wrap("open the gate", d.setGate(ctx, gateOpen))
+}
+
+func (d *Database) setGate(ctx context.Context, value int) error {
+	// setval takes effect at once and is flushed with its transaction's commit, which the explicit
+	// setting makes synchronous whatever the role's default is.
+	return pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `SELECT setval('ficus.gate', $1)`, value)
+		return err
+	})
+}
+
+// writersSQL finds transactions with a write lock on a fenced table. A statement takes its lock
+// before its triggers read the gate, so no transaction that passed is missing here.
+const writersSQL = `
+SELECT DISTINCT l.virtualtransaction
+FROM pg_locks l JOIN pg_trigger t ON t.tgrelid = l.relation AND t.tgname = '` + trigger + `'
+WHERE l.locktype = 'relation' AND l.granted
+AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+AND l.pid IS DISTINCT FROM pg_backend_pid()`
+
+// WaitWriters implements [migrate.Database].
+func (d *Database) WaitWriters(ctx context.Context, blocked func([]migrate.Blocker)) error {
+	rows, err := d.pool.Query(ctx, writersSQL)
+	if err != nil {
+		return d.wrap("look for writers", err)
+	}
+	writers, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return d.wrap("look for writers", err)
+	}
+
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	report := time.NewTicker(time.Second)
+	defer report.Stop()
+	for {
+		rows, err := d.pool.Query(ctx, writersSQL+` AND l.virtualtransaction = ANY($1)`, writers)
+		if err == nil {
+			writers, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		}
+		if err != nil && ctx.Err() == nil {
+			return d.wrap("wait for writers", err)
+		}
+		if err == nil && len(writers) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return d.blockedError(ctx, writers)
+		case <-report.C:
+			if b, err := d.blockers(ctx, writers); err == nil && blocked != nil && len(b) > 0 {
+				blocked(b)
+			}
+		case <-poll.C:
+		}
+	}
+}
+
+// blockedError names who is still running now that the time is up.
+func (d *Database) blockedError(ctx context.Context, writers []string) error {
+	cause := context.Cause(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	bs, err := d.blockers(ctx, writers)
+	if err != nil {
+		return d.wrap("wait for writers", errors.Join(cause, err))
+	}
+	who := make([]string, len(bs))
+	for i, b := range bs {
+		who[i] = fmt.Sprintf("pid %d (%s, %s, for %s)", b.PID, b.Role, b.State, b.Age.Round(time.Millisecond))
+		if b.GID != "" {
+			who[i] = fmt.Sprintf("prepared transaction %q (%s, for %s)", b.GID, b.Role, b.Age.Round(time.Millisecond))
+		}
+	}
+	return hint.Wrap(d.wrap("wait for writers", fmt.Errorf("still running: %s: %w", strings.Join(who, ", "), cause)),
+		"end these transactions, for example with pg_terminate_backend(pid) or ROLLBACK PREPARED, then promote again")
+}
+
+func (d *Database) blockers(ctx context.Context, writers []string) ([]migrate.Blocker, error) {
+	rows, err := d.pool.Query(ctx, `
+		SELECT coalesce(a.pid, 0), coalesce(p.gid, ''), coalesce(a.usename, p.owner, '')::text,
+			coalesce(a.application_name, ''), coalesce(a.state, 'prepared'),
+			extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared, clock_timestamp()))::float8
+		FROM unnest($1::text[]) w(vxid)
+		LEFT JOIN pg_prepared_xacts p ON w.vxid = '-1/' || p.transaction::text
+		LEFT JOIN (SELECT DISTINCT virtualtransaction, pid FROM pg_locks WHERE pid IS NOT NULL) l ON l.virtualtransaction = w.vxid
+		LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+		WHERE a.pid IS NOT NULL OR p.gid IS NOT NULL`, writers)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (migrate.Blocker, error) {
+		var b migrate.Blocker
+		var age float64
+		err := row.Scan(&b.PID, &b.GID, &b.Role, &b.Application, &b.State, &age)
+		b.Age = time.Duration(age * float64(time.Second))
+		return b, err
+	})
+}

@@ -1,0 +1,127 @@
+package fence
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/schema"
+)
+
+// A sequence as it stands: what nextval would return, and its bounds.
+type sequence struct {
+	name      string
+	next      int64
+	increment int64
+	min, max  int64
+}
+
+// Sequences implements [migrate.Database].
+func (d *Database) Sequences(ctx context.Context) ([]migrate.Sequence, error) {
+	seqs, err := d.readSequences(ctx)
+	if err != nil {
+		return nil, d.wrap("read the sequences", err)
+	}
+	out := make([]migrate.Sequence, len(seqs))
+	for i, s := range seqs {
+		out[i] = migrate.Sequence{Name: s.name, Next: s.next}
+	}
+	return out, nil
+}
+
+// SetSequences implements [migrate.Database]. Sequences that this side does not have are left out:
+// a rule may have replaced their table. It makes one statement whatever their number.
+func (d *Database) SetSequences(ctx context.Context, seqs []migrate.Sequence, headroom int64) error {
+	have, err := d.readSequences(ctx)
+	if err != nil {
+		return d.wrap("read the sequences", err)
+	}
+	byName := make(map[string]sequence, len(have))
+	for _, s := range have {
+		byName[s.name] = s
+	}
+	var names []string
+	var values []int64
+	for _, want := range seqs {
+		s, ok := byName[want.Name]
+		if !ok {
+			continue
+		}
+		next := clampedAdd(want.Next, s.increment, headroom, s.min, s.max)
+		if s.increment > 0 && next > s.next || s.increment < 0 && next < s.next {
+			names, values = append(names, s.name), append(values, next)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	_, err = d.pool.Exec(ctx, `SELECT setval(s.name::regclass, s.value, false) FROM unnest($1::text[], $2::bigint[]) s(name, value)`, names, values)
+	return d.wrap("set the sequences", err)
+}
+
+// readSequences reads those of cfg.Sequences that exist, in one statement: pg_sequences hides the
+// value of a sequence that was set but not called yet, so each relation is read itself.
+func (d *Database) readSequences(ctx context.Context) ([]sequence, error) {
+	names := make([]string, len(d.cfg.Sequences))
+	for i, n := range d.cfg.Sequences {
+		names[i] = n.String()
+	}
+	rows, err := d.pool.Query(ctx, `
+		SELECT n, s.seqincrement, s.seqmin, s.seqmax
+		FROM unnest($1::text[]) n JOIN pg_sequence s ON s.seqrelid = to_regclass(n) ORDER BY 1`, names)
+	if err != nil {
+		return nil, err
+	}
+	seqs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (sequence, error) {
+		var s sequence
+		err := row.Scan(&s.name, &s.increment, &s.min, &s.max)
+		return s, err
+	})
+	if err != nil || len(seqs) == 0 {
+		return nil, err
+	}
+
+	var union strings.Builder
+	for i, s := range seqs {
+		if i > 0 {
+			union.WriteString(" UNION ALL ")
+		}
+		fmt.Fprintf(&union, "SELECT %s, last_value, is_called FROM %s", schema.QuoteLiteral(s.name), s.name)
+	}
+	byName := make(map[string]*sequence, len(seqs))
+	for i := range seqs {
+		byName[seqs[i].name] = &seqs[i]
+	}
+	rows, err = d.pool.Query(ctx, union.String())
+	if err != nil {
+		return nil, err
+	}
+	var name string
+	var last int64
+	var called bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &last, &called}, func() error {
+		s := byName[name]
+		s.next = last
+		if called {
+			s.next = clampedAdd(last, s.increment, 1, s.min, s.max)
+		}
+		return nil
+	})
+	return seqs, err
+}
+
+// clampedAdd returns from + step*times, kept within [lo, hi] and without overflow.
+func clampedAdd(from, step, times, lo, hi int64) int64 {
+	f := float64(from) + float64(step)*float64(times)
+	switch {
+	case f >= math.MaxInt64 || f >= float64(hi) && step > 0:
+		return hi
+	case f <= math.MinInt64 || f <= float64(lo) && step < 0:
+		return lo
+	}
+	return from + step*times
+}
