@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
@@ -41,35 +40,13 @@ func (d *Database) Arm(ctx context.Context) error {
 		return d.wrap("arm the fence", err)
 	}
 	for _, t := range bare {
-		err := d.alter(ctx, t, `CREATE TRIGGER `+trigger+` BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON `+t+
+		err := pg.Alter(ctx, d.pool, d.cfg.LockTimeout, `CREATE TRIGGER `+trigger+` BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON `+t+
 			` FOR EACH STATEMENT EXECUTE FUNCTION ficus.fence()`)
 		if err != nil {
 			return d.wrap("arm the fence on "+t, err)
 		}
 	}
 	return nil
-}
-
-// alter runs DDL on one table without letting the application queue behind it for longer than
-// LockTimeout, and tries again until ctx ends.
-func (d *Database) alter(ctx context.Context, table, ddl string) error {
-	retry := backoff.Timer{Min: 50 * time.Millisecond, Max: 2 * time.Second}
-	for {
-		err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-			set := fmt.Sprintf(`SET LOCAL lock_timeout = '%dms'`, max(1, d.cfg.LockTimeout.Milliseconds()))
-			if _, err := tx.Exec(ctx, set); err != nil {
-				return err
-			}
-			_, err := tx.Exec(ctx, ddl)
-			return err
-		})
-		if pg.Code(err) != pg.CodeLockNotAvailable {
-			return err
-		}
-		if waitErr := retry.Wait(ctx); waitErr != nil {
-			return hint.Wrap(errors.Join(err, waitErr), "a long transaction holds %s: end it, or raise the step's time budget", table)
-		}
-	}
 }
 
 // CloseGate implements [migrate.Database]. When it returns nil the closed gate is on disk.

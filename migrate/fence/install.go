@@ -151,7 +151,7 @@ func (d *Database) Uninstall(ctx context.Context) error {
 		return d.wrap("remove the fence", err)
 	}
 	for _, t := range fenced {
-		if err := d.alter(ctx, t, `DROP TRIGGER IF EXISTS `+trigger+` ON `+t); err != nil {
+		if err := pg.Alter(ctx, d.pool, d.cfg.LockTimeout, `DROP TRIGGER IF EXISTS `+trigger+` ON `+t); err != nil {
 			return d.wrap("remove the fence from "+t, err)
 		}
 	}

@@ -1,0 +1,285 @@
+package link
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/sync/apply"
+	"github.com/ficus-migrate/ficus/sync/source"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// bucket holds one record per link, under its name.
+const bucket = "links"
+
+// trimEvery is how often applied transactions are removed from the event store. A range delete
+// costs a little, whatever its size, so it is done seldom.
+const trimEvery = 10 * time.Second
+
+// ErrNotPrepared says that a link has no slot to follow yet.
+var ErrNotPrepared = errors.New("link is not prepared")
+
+// Config holds what a Link needs. Fields without a stated default are required.
+type Config struct {
+	Name     string // see the package comment; also names the slot
+	From, To pg.DSN
+	Mappings []transform.Mapping
+	Store    *eventstore.Store
+
+	// Full names origin tables that get REPLICA IDENTITY FULL while the link exists.
+	Full []schema.Name
+	// InsertOnly names origin tables of which only inserts are published.
+	InsertOnly []schema.Name
+
+	// Ack says what lets the origin forget WAL. Default source.AckStored.
+	Ack source.AckPolicy
+	// Touch records the keys of changed rows, for delta proofs.
+	Touch bool
+	// LockTimeout bounds how long the application may wait behind a change of replica identity.
+	// Default 200 ms.
+	LockTimeout time.Duration
+	// Log receives what an operator may want to know. Default: nothing.
+	Log *slog.Logger
+}
+
+// A Link is one origin feeding one destination.
+type Link struct {
+	cfg    Config
+	stream *eventstore.Stream
+
+	mu struct {
+		sync.Mutex
+		parts *parts // nil until prepared
+	}
+}
+
+// parts are the engines of a prepared link; a new preparation makes new ones.
+type parts struct {
+	record  record
+	reader  *source.Reader
+	applier *apply.Applier
+}
+
+// record is what a link remembers between runs.
+type record struct {
+	Start      change.LSN `json:"start"`       // the destination holds everything up to here
+	AfterEpoch int64      `json:"after_epoch"` // ignore everything before this epoch shows
+}
+
+// New returns a Link that touches no database yet.
+func New(cfg Config) (*Link, error) {
+	cfg.LockTimeout = cmp.Or(cfg.LockTimeout, 200*time.Millisecond)
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	stream, err := cfg.Store.Stream(cfg.Name)
+	if err != nil {
+		return nil, fmt.Errorf("link %s: %w", cfg.Name, err)
+	}
+	l := &Link{cfg: cfg, stream: stream}
+	value, ok, err := cfg.Store.Bucket(bucket).Get(cfg.Name)
+	if err != nil || !ok {
+		return l, err
+	}
+	var r record
+	if err := json.Unmarshal(value, &r); err != nil {
+		return nil, fmt.Errorf("link %s: read its record: %w", cfg.Name, err)
+	}
+	return l, l.attach(r)
+}
+
+// attach builds the engines for a prepared link.
+func (l *Link) attach(r record) error {
+	p, err := l.assemble(r)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.parts = p
+	return nil
+}
+
+func (l *Link) assemble(r record) (*parts, error) {
+	p := &parts{record: r}
+	publications := []string{l.cfg.Name}
+	if len(l.cfg.InsertOnly) > 0 {
+		publications = append(publications, source.InsertPublication(l.cfg.Name))
+	}
+	var err error
+	p.reader, err = source.New(source.Config{
+		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.stream, Ack: l.cfg.Ack, Log: l.cfg.Log,
+		Applied: func() change.LSN { return p.applier.Applied() },
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.applier, err = apply.New(apply.Config{
+		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.stream, Start: r.Start,
+		AfterEpoch: r.AfterEpoch, Touch: l.cfg.Touch, Log: l.cfg.Log,
+		Received: func() change.LSN { return p.reader.Status().Received },
+	})
+	return p, err
+}
+
+// attached returns the engines, or ErrNotPrepared.
+func (l *Link) attached() (*parts, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.parts == nil {
+		return nil, fmt.Errorf("link %s: %w", l.cfg.Name, ErrNotPrepared)
+	}
+	return l.mu.parts, nil
+}
+
+// Run implements [migrate.Link]: it receives and applies until ctx is done.
+func (l *Link) Run(ctx context.Context) error {
+	p, err := l.attached()
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.reader.Run(ctx) })
+	g.Go(func() error { return p.applier.Run(ctx) })
+	g.Go(func() error { return l.trim(ctx, p) })
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
+	return nil
+}
+
+// trim forgets stored transactions that the destination holds.
+func (l *Link) trim(ctx context.Context, p *parts) error {
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+			if err := l.stream.Trim(p.applier.Applied()); err != nil {
+				return fmt.Errorf("trim the event store: %w", err)
+			}
+		}
+	}
+}
+
+// Lag says how far a link's destination is behind its origin.
+type Lag struct {
+	Bytes    int64         // WAL flushed on the origin and not yet applied
+	Time     time.Duration // age of the last applied commit while something is outstanding, else 0
+	Applied  change.LSN    // end of the last applied transaction
+	Rows     int64         // row changes applied since this process attached the link
+	Retained int64         // WAL that the slot keeps on the origin, in bytes
+}
+
+// Lag measures now, over a connection of its own.
+func (l *Link) Lag(ctx context.Context) (Lag, error) {
+	p, err := l.attached()
+	if err != nil {
+		return Lag{}, err
+	}
+	conn, err := l.cfg.From.Connect(ctx, "lag")
+	if err != nil {
+		return Lag{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	var text string
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
+		return Lag{}, fmt.Errorf("link %s: read the origin's position: %w", l.cfg.Name, err)
+	}
+	end, err := change.ParseLSN(text)
+	if err != nil {
+		return Lag{}, err
+	}
+	slot, err := source.SlotState(ctx, conn, l.cfg.Name)
+	if err != nil {
+		return Lag{}, fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
+
+	stats := p.applier.Stats()
+	lag := Lag{Applied: p.applier.Applied(), Rows: stats.Rows, Retained: slot.RetainedBytes}
+	at := lag.Applied
+	if at >= l.stream.Head() { // nothing stored is waiting: what was received is as good as applied
+		at = max(at, p.reader.Status().Received)
+	} else if !stats.LastCommit.IsZero() {
+		lag.Time = time.Since(stats.LastCommit)
+	}
+	lag.Bytes = max(0, int64(end)-int64(at))
+	return lag, nil
+}
+
+// WaitSignal implements [migrate.Link].
+func (l *Link) WaitSignal(ctx context.Context, nonce string) error {
+	p, err := l.attached()
+	if err != nil {
+		return err
+	}
+	return p.applier.WaitSignal(ctx, nonce)
+}
+
+// Wait returns once everything up to lsn is applied and committed at the destination.
+func (l *Link) Wait(ctx context.Context, lsn change.LSN) error {
+	p, err := l.attached()
+	if err != nil {
+		return err
+	}
+	return p.applier.Wait(ctx, lsn)
+}
+
+// StopAt lets the destination stand exactly at lsn until release is called; see
+// [apply.Applier.StopAt].
+func (l *Link) StopAt(ctx context.Context, lsn change.LSN) (release func(), err error) {
+	p, err := l.attached()
+	if err != nil {
+		return nil, err
+	}
+	return p.applier.StopAt(ctx, lsn)
+}
+
+// Applied returns the end of the last transaction that the destination holds, 0 before the link is
+// prepared.
+func (l *Link) Applied() change.LSN {
+	p, err := l.attached()
+	if err != nil {
+		return 0
+	}
+	return p.applier.Applied()
+}
+
+// Stream returns the link's stored stream, for those who look into it.
+func (l *Link) Stream() *eventstore.Stream { return l.stream }
+
+// remember makes the link prepared, durably.
+func (l *Link) remember(r record) error {
+	value, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
+	if err := l.cfg.Store.Bucket(bucket).Put(l.cfg.Name, value); err != nil {
+		return fmt.Errorf("link %s: write its record: %w", l.cfg.Name, err)
+	}
+	return l.attach(r)
+}
+
+// forget makes the link unprepared, durably.
+func (l *Link) forget() error {
+	l.mu.Lock()
+	l.mu.parts = nil
+	l.mu.Unlock()
+	if err := l.cfg.Store.Bucket(bucket).Delete(l.cfg.Name); err != nil {
+		return hint.Wrap(fmt.Errorf("link %s: remove its record: %w", l.cfg.Name, err), "check that the data directory is writable and has space")
+	}
+	return nil
+}
