@@ -1,0 +1,73 @@
+package pgtest
+
+import (
+	"context"
+	"time"
+
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/internal/pgserver"
+)
+
+// startTimeout bounds initdb and start of one cluster on a busy machine.
+const startTimeout = 2 * time.Minute
+
+// A server is a cluster of either provider.
+type server interface {
+	DSN(database string) pg.DSN
+	URL(database string) string
+	Shutdown(ctx context.Context) error // fast; the data stays
+	Kill() error                        // at once, as a crash would; the data stays
+	Restart(ctx context.Context) error
+	Stop(ctx context.Context) error // and remove everything
+	LogTail(lines int) string
+}
+
+// sharedSettings suits tests: everything that logical replication needs, nothing that waits for a disk.
+func sharedSettings() map[string]string {
+	return map[string]string{
+		"wal_level":                    "logical",
+		"max_wal_senders":              "50",
+		"max_replication_slots":        "50",
+		"max_connections":              "200",
+		"max_prepared_transactions":    "10",
+		"fsync":                        "off",
+		"full_page_writes":             "off",
+		"shared_buffers":               "64MB",
+		"autovacuum_naptime":           "10s",
+		"log_line_prefix":              "%m [%p] %a %d ",
+		"log_min_error_statement":      "error",
+		"max_wal_size":                 "512MB",
+		"jit":                          "off",
+		"wal_receiver_status_interval": "1s",
+	}
+}
+
+// installFor returns the installation of a major version, and the default one when there is none
+// of that major or major is 0: the distribution's newest.
+func installFor(major int) (pgserver.Install, error) {
+	found, err := pgserver.Find()
+	if err != nil {
+		return pgserver.Install{}, err
+	}
+	for _, in := range found {
+		if in.Major == major {
+			return in, nil
+		}
+	}
+	for _, in := range found {
+		if !in.Fetched {
+			return in, nil
+		}
+	}
+	return found[0], nil
+}
+
+func startServer(major int, settings map[string]string) (server, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	in, err := installFor(major)
+	if err != nil {
+		return nil, err
+	}
+	return pgserver.Start(ctx, pgserver.Config{Install: in, Settings: settings})
+}
