@@ -1,0 +1,256 @@
+package playbooks
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+)
+
+// An Error is a mistake in a playbook, with the place where it stands.
+type Error struct {
+	File string
+	Line int // 1-based, 0 when the mistake has no place
+	Msg  string
+}
+
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.File, e.Msg)
+	}
+	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
+}
+
+var (
+	reference = regexp.MustCompile(`\$\{([^}]*)\}`)           //nolint:gochecknoglobals // compiled once, never written
+	nameForm  = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,39}$`) //nolint:gochecknoglobals // as above
+)
+
+// Parse reads a playbook. file names it in errors; params fill its parameters and, under the keys
+// "name", "source" and "target", replace what the playbook says of these.
+func Parse(file string, data []byte, params map[string]string) (*Playbook, error) {
+	root, err := parseYAML(file, data)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkKeys(file, root, reflect.TypeFor[Playbook]()); err != nil {
+		return nil, err
+	}
+	values, err := paramValues(file, root, params)
+	if err != nil {
+		return nil, err
+	}
+	for key, v := range params {
+		if _, declared := values[key]; !declared && isOverride(key) {
+			override(root, key, v)
+		}
+	}
+	fill := filler{file: file, values: values}
+	ast.Walk(&fill, root)
+	if fill.err != nil {
+		return nil, fill.err
+	}
+
+	var p Playbook
+	if err := yaml.NewDecoder(bytes.NewReader(nil)).DecodeFromNode(root, &p); err != nil {
+		return nil, decodeError(file, err)
+	}
+	p.setDefaults()
+	return &p, p.validate(file)
+}
+
+// parseYAML returns the document's mapping.
+func parseYAML(file string, data []byte) (*ast.MappingNode, error) {
+	doc, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, decodeError(file, err)
+	}
+	if len(doc.Docs) != 1 || doc.Docs[0].Body == nil {
+		return nil, hint.Wrap(&Error{File: file, Msg: "want one YAML document"}, "start from an example: ficus playbooks show upgrade")
+	}
+	switch body := doc.Docs[0].Body.(type) {
+	case *ast.MappingNode:
+		return body, nil
+	default:
+		return nil, hint.Wrap(&Error{file, line(body), "a playbook is a mapping of keys to values"}, "start from an example: ficus playbooks show upgrade")
+	}
+}
+
+// checkKeys refuses keys that the type does not have, and names the nearest one that it has.
+func checkKeys(file string, node ast.Node, t reflect.Type) error {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	m, ok := node.(ast.MapNode)
+	if !ok {
+		return nil
+	}
+	for it := m.MapRange(); it.Next(); {
+		var next reflect.Type
+		switch t.Kind() {
+		case reflect.Struct:
+			key := it.Key().String()
+			fields := reflect.VisibleFields(t)
+			i := slices.IndexFunc(fields, func(f reflect.StructField) bool { return f.Tag.Get("yaml") == key })
+			if i < 0 {
+				err := &Error{file, line(it.Key()), fmt.Sprintf("unknown key %q", key)}
+				known := make([]string, len(fields))
+				for i, f := range fields {
+					known[i] = f.Tag.Get("yaml")
+				}
+				return hint.Suggest(err, key, known)
+			}
+			next = fields[i].Type
+		case reflect.Map:
+			next = t.Elem()
+		default:
+			return nil
+		}
+		if err := checkKeys(file, it.Value(), next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// paramValues joins the declared parameters with the given ones.
+func paramValues(file string, root *ast.MappingNode, given map[string]string) (map[string]string, error) {
+	var head struct {
+		Params map[string]Param `yaml:"params"`
+	}
+	if err := yaml.NewDecoder(bytes.NewReader(nil)).DecodeFromNode(root, &head); err != nil {
+		return nil, decodeError(file, err)
+	}
+	values := make(map[string]string, len(head.Params))
+	names := make([]string, 0, len(head.Params))
+	for name, p := range head.Params {
+		names = append(names, name)
+		v, ok := given[name]
+		switch {
+		case ok:
+			values[name] = v
+		case p.Default != nil:
+			values[name] = *p.Default
+		default:
+			advice := "give it with -p %[1]s=VALUE"
+			if isOverride(name) {
+				advice = "give it with --%[1]s"
+			}
+			return nil, hint.Wrap(&Error{File: file, Msg: fmt.Sprintf("parameter %q is missing", name)}, advice, name)
+		}
+	}
+	for name := range given {
+		if _, ok := values[name]; ok || isOverride(name) {
+			continue
+		}
+		err := &Error{File: file, Msg: fmt.Sprintf("unknown parameter %q", name)}
+		slices.Sort(names)
+		return nil, hint.Suggest(err, name, names)
+	}
+	return values, nil
+}
+
+// isOverride reports whether a flag of its own sets this key whatever the playbook says.
+func isOverride(key string) bool { return key == "name" || key == "source" || key == "target" }
+
+// override sets a top-level key.
+func override(root *ast.MappingNode, key, value string) {
+	for _, v := range root.Values {
+		if v.Key.String() == key {
+			v.Value = &ast.StringNode{BaseNode: &ast.BaseNode{}, Token: v.Value.GetToken(), Value: value}
+			return
+		}
+	}
+	first := root.Values[0]
+	root.Values = append(root.Values, ast.MappingValue(first.Start,
+		&ast.StringNode{BaseNode: &ast.BaseNode{}, Token: first.Key.GetToken(), Value: key},
+		&ast.StringNode{BaseNode: &ast.BaseNode{}, Token: first.Key.GetToken(), Value: value}))
+}
+
+// A filler replaces ${name} in every string value.
+type filler struct {
+	file   string
+	values map[string]string
+	err    error
+}
+
+// Visit implements [ast.Visitor].
+func (f *filler) Visit(n ast.Node) ast.Visitor {
+	var text *string
+	switch n := n.(type) {
+	case *ast.StringNode:
+		text = &n.Value
+	case *ast.LiteralNode:
+		text = &n.Value.Value
+	default:
+		return f
+	}
+	*text = reference.ReplaceAllStringFunc(*text, func(ref string) string {
+		name := ref[2 : len(ref)-1]
+		v, ok := f.values[name]
+		if !ok && f.err == nil {
+			f.err = hint.Wrap(&Error{f.file, line(n), fmt.Sprintf("parameter %q is not declared", name)},
+				"declare it under params")
+		}
+		return v
+	})
+	return f
+}
+
+// validate checks what types alone do not.
+func (p *Playbook) validate(file string) error {
+	bad := func(format string, args ...any) error { return &Error{File: file, Msg: fmt.Sprintf(format, args...)} }
+	switch {
+	case p.Name == "":
+		return hint.Wrap(bad("name is missing"), "add name: my-migration, or --name")
+	case !nameForm.MatchString(p.Name):
+		return hint.Wrap(bad("name %q cannot name database objects", p.Name), "use up to 40 lower-case letters, digits, hyphens and underscores, a letter first")
+	case p.Source == "":
+		return hint.Wrap(bad("source is missing"), "add --source postgresql://user@host/database")
+	case p.Target == "":
+		return hint.Wrap(bad("target is missing"), "add --target postgresql://user@host/database")
+	case p.Follow.Ack != "stored" && p.Follow.Ack != "applied":
+		return bad("follow.ack is %q: want stored or applied", p.Follow.Ack)
+	case p.Router.Type != "gateway" && p.Router.Type != "none":
+		return bad("router.type is %q: want gateway or none", p.Router.Type)
+	case !slices.Contains([]string{"following", "verifying", "reads-switched", "promoted"}, p.Until):
+		return bad("until is %q: want following, verifying, reads-switched or promoted", p.Until)
+	case p.Promote.Headroom < 0:
+		return bad("promote.sequence_headroom is negative")
+	}
+	for name := range p.Tables {
+		if strings.Count(name, ".") != 1 {
+			return hint.Wrap(bad("tables: %q is not schema.table", name), "write public.%s", name)
+		}
+	}
+	return nil
+}
+
+// decodeError turns the YAML library's errors into ours, with their line.
+func decodeError(file string, err error) error {
+	var ye yaml.Error
+	if errors.As(err, &ye) {
+		e := &Error{File: file, Msg: ye.GetMessage()}
+		if tk := ye.GetToken(); tk != nil && tk.Position != nil {
+			e.Line = tk.Position.Line
+		}
+		return e
+	}
+	return &Error{File: file, Msg: err.Error()}
+}
+
+func line(n ast.Node) int {
+	if tk := n.GetToken(); tk != nil && tk.Position != nil {
+		return tk.Position.Line
+	}
+	return 0
+}

@@ -1,0 +1,140 @@
+package playbooks
+
+import (
+	"time"
+
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// A Playbook is one migration, described. Every field has a default but Name, Source and Target.
+type Playbook struct {
+	Name        string           `yaml:"name" json:"name" jsonschema:"required,description=Names the migration and everything it makes in a database; lower-case letters and digits and hyphens and underscores"`
+	Description string           `yaml:"description" json:"description,omitempty" jsonschema:"description=One sentence for people"`
+	Params      map[string]Param `yaml:"params" json:"params,omitempty" jsonschema:"description=Parameters that values refer to as ${name}"`
+
+	Source string `yaml:"source" json:"source" jsonschema:"required,description=Connection string of the database that is moved"`
+	Target string `yaml:"target" json:"target" jsonschema:"required,description=Connection string of the database that it is moved to"`
+
+	Select  Select           `yaml:"select" json:"select,omitempty" jsonschema:"description=Which tables are moved; default all"`
+	Schema  SchemaCopy       `yaml:"schema" json:"schema,omitempty" jsonschema:"description=How the target's tables are made"`
+	Tables  map[string]Table `yaml:"tables" json:"tables,omitempty" jsonschema:"description=Rules by source table (schema.table)"`
+	Copy    Copy             `yaml:"copy" json:"copy,omitempty" jsonschema:"description=The initial load"`
+	Follow  Follow           `yaml:"follow" json:"follow,omitempty" jsonschema:"description=Following the source's changes"`
+	Gates   Gates            `yaml:"gates" json:"gates,omitempty" jsonschema:"description=Conditions for going on"`
+	Promote Promote          `yaml:"promote" json:"promote,omitempty" jsonschema:"description=The change of owner"`
+	Router  Router           `yaml:"router" json:"router,omitempty" jsonschema:"description=What leads clients to the owner"`
+
+	Until string `yaml:"until" json:"until,omitempty" jsonschema:"description=The phase to stop at; default promoted,enum=following,enum=verifying,enum=reads-switched,enum=promoted"`
+}
+
+// A Param is a value that the person who runs the playbook gives.
+type Param struct {
+	Description string  `yaml:"description" json:"description,omitempty"`
+	Default     *string `yaml:"default" json:"default,omitempty" jsonschema:"description=Without one the parameter must be given"`
+	Secret      bool    `yaml:"secret" json:"secret,omitempty" jsonschema:"description=Never shown"`
+}
+
+// Select chooses tables by patterns: "public.*", "public.users", "*.audit_*".
+type Select struct {
+	Include []string `yaml:"include" json:"include,omitempty"`
+	Exclude []string `yaml:"exclude" json:"exclude,omitempty"`
+}
+
+// SchemaCopy says how the target's tables come to be.
+type SchemaCopy struct {
+	Copy   *bool  `yaml:"copy" json:"copy,omitempty" jsonschema:"description=Copy the source's schema with pg_dump; default true. When false every table must be there already"`
+	Before string `yaml:"before" json:"before,omitempty" jsonschema:"description=SQL that is run on the target before its tables are made"`
+	After  string `yaml:"after" json:"after,omitempty" jsonschema:"description=SQL that is run on the target after the load; indexes for example"`
+}
+
+// A Table is the rule for one source table.
+type Table struct {
+	To      string            `yaml:"to" json:"to,omitempty" jsonschema:"description=Target table (schema.table); default the same name"`
+	Where   string            `yaml:"where" json:"where,omitempty" jsonschema:"description=SQL condition over the source's columns: only these rows are moved"`
+	Columns map[string]string `yaml:"columns" json:"columns,omitempty" jsonschema:"description=Target column to source column (a rename) or to an SQL expression over source columns"`
+	Drop    []string          `yaml:"drop" json:"drop,omitempty" jsonschema:"description=Source columns that are not moved"`
+	Create  string            `yaml:"create" json:"create,omitempty" jsonschema:"description=SQL that makes the target table; default derived from the source and the rule"`
+	Inverse map[string]string `yaml:"inverse" json:"inverse,omitempty" jsonschema:"description=Source column to SQL expression over target columns; what a rollback needs for computed and dropped columns"`
+}
+
+// Copy tunes the initial load.
+type Copy struct {
+	Workers int   `yaml:"workers" json:"workers,omitempty" jsonschema:"description=Tables or chunks at a time; default the number of cores"`
+	Chunk   Bytes `yaml:"chunk" json:"chunk,omitempty" jsonschema:"description=Size of one chunk of a large table; default 256MB"`
+}
+
+// Follow tunes the stream.
+type Follow struct {
+	Ack               string `yaml:"ack" json:"ack,omitempty" jsonschema:"description=stored: the source forgets WAL once it is durable in the event store (default); applied: once it is durable in the target,enum=stored,enum=applied"`
+	NoReplicaIdentity bool   `yaml:"no_replica_identity" json:"no_replica_identity,omitempty" jsonschema:"description=Leave tables without a key as they are and move only their inserts"`
+}
+
+// Gates are the conditions for going on.
+type Gates struct {
+	MaxLag     Bytes    `yaml:"max_lag" json:"max_lag,omitempty" jsonschema:"description=WAL not yet applied; default 1MB"`
+	MaxLagTime Duration `yaml:"max_lag_time" json:"max_lag_time,omitempty" jsonschema:"description=Age of the newest applied commit; default 5s"`
+	ProofAge   Duration `yaml:"proof_age" json:"proof_age,omitempty" jsonschema:"description=How old an exact proof may be at promotion; default 24h"`
+	Approval   *bool    `yaml:"approval" json:"approval,omitempty" jsonschema:"description=A person approves the promotion; default true"`
+}
+
+// Promote tunes the change of owner.
+type Promote struct {
+	Reads       Percentages `yaml:"reads" json:"reads,omitempty" jsonschema:"description=Steps in which read-only traffic moves to the target before the promotion; default 10 50 100"`
+	ReadsWatch  Duration    `yaml:"reads_watch" json:"reads_watch,omitempty" jsonschema:"description=How long each step is watched; default 2s"`
+	HoldBudget  Duration    `yaml:"hold_budget" json:"hold_budget,omitempty" jsonschema:"description=Longest wait for transactions in flight; default 10s"`
+	FenceBudget Duration    `yaml:"fence_budget" json:"fence_budget,omitempty" jsonschema:"description=Longest wait for writers that passed the gate; default 5s"`
+	DrainBudget Duration    `yaml:"drain_budget" json:"drain_budget,omitempty" jsonschema:"description=Longest wait until the target has seen the last write; default 10s"`
+	ProofBudget Duration    `yaml:"proof_budget" json:"proof_budget,omitempty" jsonschema:"description=Longest comparison under the fence; default 10s"`
+	Headroom    int64       `yaml:"sequence_headroom" json:"sequence_headroom,omitempty" jsonschema:"description=Values that sequences skip at a promotion; default 1000"`
+}
+
+// Router says what leads clients to the owner.
+type Router struct {
+	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default) or none: then clients are moved by hand,enum=gateway,enum=none"`
+	Listen     string `yaml:"listen" json:"listen,omitempty" jsonschema:"description=Read-write door; default 127.0.0.1:7432"`
+	ReadListen string `yaml:"read_listen" json:"read_listen,omitempty" jsonschema:"description=Read-only door; default the port after listen's"`
+	Users      string `yaml:"users" json:"users,omitempty" jsonschema:"description=File with users and their passwords or SCRAM secrets; without one only loopback clients are let in"`
+}
+
+// Rules returns the table rules in transform's terms.
+func (p *Playbook) Rules() map[string]transform.Rule {
+	rules := make(map[string]transform.Rule, len(p.Tables))
+	for name, t := range p.Tables {
+		rules[name] = transform.Rule{To: t.To, Where: t.Where, Columns: t.Columns, Drop: t.Drop, Create: t.Create, Inverse: t.Inverse}
+	}
+	return rules
+}
+
+// CopiesSchema reports whether the target's tables are made from the source's.
+func (p *Playbook) CopiesSchema() bool { return p.Schema.Copy == nil || *p.Schema.Copy }
+
+// setDefaults fills what the author left out.
+func (p *Playbook) setDefaults() {
+	def(&p.Until, "promoted")
+	def(&p.Follow.Ack, "stored")
+	def(&p.Gates.MaxLag, 1<<20)
+	def(&p.Gates.MaxLagTime, Duration(5*time.Second))
+	def(&p.Gates.ProofAge, Duration(24*time.Hour))
+	if p.Gates.Approval == nil {
+		p.Gates.Approval = new(true)
+	}
+	if p.Promote.Reads == nil {
+		p.Promote.Reads = Percentages{10, 50, 100}
+	}
+	def(&p.Promote.ReadsWatch, Duration(2*time.Second))
+	def(&p.Promote.HoldBudget, Duration(10*time.Second))
+	def(&p.Promote.FenceBudget, Duration(5*time.Second))
+	def(&p.Promote.DrainBudget, Duration(10*time.Second))
+	def(&p.Promote.ProofBudget, Duration(10*time.Second))
+	def(&p.Promote.Headroom, 1000)
+	def(&p.Router.Type, "gateway")
+	def(&p.Router.Listen, "127.0.0.1:7432")
+}
+
+// def sets a zero value to its default.
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
