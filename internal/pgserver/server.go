@@ -100,6 +100,10 @@ func (s *Server) start(ctx context.Context) (err error) {
 	} else if err = os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
+	if s.who.cred != nil && !worldReachable(filepath.Dir(s.dir)) {
+		return hint.Wrap(fmt.Errorf("the user %s, which PostgreSQL runs as, may not enter %s", s.who.name, filepath.Dir(s.dir)),
+			"choose a directory below one that everybody may enter, or run as another user than root")
+	}
 	if err := s.who.own(s.dir); err != nil {
 		return errors.Join(err, os.RemoveAll(remove))
 	}
@@ -207,9 +211,9 @@ func (s *Server) waitReady(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s", context.Cause(ctx), s.LogTail(3))
+			return fmt.Errorf("%w: %s", context.Cause(ctx), s.lastWords())
 		case <-s.exited:
-			return hint.Wrap(fmt.Errorf("the server ended while starting: %s", s.LogTail(3)), "see its log: %s", s.logPath())
+			return hint.Wrap(fmt.Errorf("the server ended while starting: %s", s.lastWords()), "see its log: %s", s.logPath())
 		case <-tick.C:
 		}
 		switch p, err := readPidFile(s.data()); {
@@ -339,6 +343,9 @@ func (s *Server) LogTail(n int) string {
 	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
+
+// lastWords returns the end of the log as one line, for an error.
+func (s *Server) lastWords() string { return strings.ReplaceAll(s.LogTail(5), "\n", "; ") }
 
 func lastLine(out []byte) string {
 	text := strings.TrimSpace(string(out))

@@ -61,6 +61,10 @@ type slot struct {
 
 // get returns the shared cluster of a major version, 0 for the default one.
 func (p *pool) get(major int) (server, error) {
+	major, err := resolve(major)
+	if err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	if p.clusters == nil {
 		p.clusters = map[int]*slot{}

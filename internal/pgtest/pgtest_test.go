@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -93,6 +94,23 @@ func TestLoad(t *testing.T) {
 		t.Parallel()
 		DB(t).Exec(t, chinookSubstitute)
 	})
+}
+
+// Every major that the machine has can be started; one that it has not is replaced by the default.
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{13, 15, 16, 17, 18} {
+		t.Run(strconv.Itoa(major), func(t *testing.T) {
+			t.Parallel()
+			in, err := installFor(major)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if db := DB(t, Version(major)); db.Major != in.Major {
+				t.Errorf("asked for %d, expected %d, got %d", major, in.Major, db.Major)
+			}
+		})
+	}
 }
 
 func TestVersionFallsBack(t *testing.T) {

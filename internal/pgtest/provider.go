@@ -62,6 +62,12 @@ func installFor(major int) (pgserver.Install, error) {
 	return found[0], nil
 }
 
+// resolve returns the major version that a request for major, 0 for any, is going to get.
+func resolve(major int) (int, error) {
+	in, err := installFor(major)
+	return in.Major, err
+}
+
 func startServer(major int, settings map[string]string) (server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()

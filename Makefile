@@ -1,0 +1,64 @@
+# What CI runs, anyone can run: .ci/run calls these targets and nothing else.
+
+BIN      := .cache/bin
+LINT     := $(BIN)/golangci-lint
+LINT_VER := v2.15.0
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+PKG      ?= ./...
+RUN      ?= .
+
+# Each package's tests start clusters of their own, so more packages at a time than cores only makes
+# all of them slow.
+TEST := go test -timeout 10m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-race test-long test-docker lint fmt generate bench pg postgres clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/ficus
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ficus ./cmd/ficus
+
+demo: postgres build ## migrate a live database between two clusters on this machine, and prove it (ARGS=--keep to look around)
+	bin/ficus demo $(ARGS)
+
+test: postgres ## run the tests (PKG=./sync/... RUN=TestName to run some)
+	$(TEST) $(PKG)
+
+test-race: postgres ## run the tests with the race detector
+	$(TEST) -race $(PKG)
+
+test-long: postgres ## run the long tests as well: random histories, faults, large tables
+	FICUS_TEST_LONG=1 $(TEST) -timeout 60m $(PKG)
+
+test-docker: ## run the tests against PostgreSQL in Docker containers
+	.ci/docker-image
+	FICUS_TEST_PG=docker $(TEST) $(PKG)
+
+lint: $(LINT) ## run the linters
+	$(LINT) run ./...
+
+fmt: $(LINT) ## format the code
+	$(LINT) fmt ./...
+
+generate: ## remake generated files
+	go generate ./...
+
+bench: ## run the benchmarks
+	go test -run '^$$' -bench . -benchmem $(PKG)
+	@if ls bench/*.go >/dev/null 2>&1; then go run ./bench; fi
+
+pg: ## fetch PostgreSQL 13, 15, 16, 17 and 18 into .cache/pg for tests and the demo
+	.ci/fetch-pg
+
+postgres: # make sure that a PostgreSQL server is on this machine
+	@.ci/need-postgres
+
+clean: ## remove what the build made; .cache stays
+	rm -rf bin bench/out
+	go clean -testcache
+
+$(LINT):
+	GOBIN=$(CURDIR)/$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VER)
