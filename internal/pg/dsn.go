@@ -161,18 +161,18 @@ func (d DSN) session(purpose string) *pgx.ConnConfig {
 // connectError turns a failure to connect into one line without a password, with advice.
 func (d DSN) connectError(err error) error {
 	at := fmt.Errorf("connect to %s: %w", d, redact(err, d.cfg.Password))
-	switch code := Code(err); {
-	case code == "28P01" || code == "28000":
+	switch Code(err) {
+	case "28P01", "28000":
 		return hint.Wrap(at, "check user and password, and the pg_hba.conf rule for this address")
-	case code == "3D000":
+	case "3D000":
 		return hint.Wrap(at, "the server answers, but has no database %q: create it or correct the name", d.Database())
-	case code == "53300":
+	case "53300":
 		return hint.Wrap(at, "the server is out of connection slots: raise max_connections or close idle sessions")
-	case code == "57P03":
+	case "57P03":
 		return hint.Wrap(at, "the server is starting up or shutting down: try again in a moment")
-	case code == "42501":
+	case "42501":
 		return hint.Wrap(at, "the role needs the REPLICATION attribute: ALTER ROLE %s REPLICATION", d.User())
-	case code == "":
+	case "":
 		return hint.Wrap(at, "check that PostgreSQL runs on %s port %d and accepts connections from here", d.Host(), d.Port())
 	}
 	return at
@@ -189,8 +189,7 @@ func (r *redacted) Unwrap() error { return r.err }
 
 func redact(err error, password string) error {
 	text := err.Error()
-	var ce *pgconn.ConnectError
-	if errors.As(err, &ce) { // its text repeats user, host and every attempt; the cause is enough
+	if ce, ok := errors.AsType[*pgconn.ConnectError](err); ok { // its text repeats user, host and every attempt; the cause is enough
 		if cause := ce.Unwrap(); cause != nil {
 			text = cause.Error()
 		}

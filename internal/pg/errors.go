@@ -26,8 +26,7 @@ const (
 
 // Code returns the SQLSTATE of the server error in err's chain, or "".
 func Code(err error) string {
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pe.Code
 	}
 	return ""

@@ -68,8 +68,8 @@ func candidates() []string {
 	dirs := filepath.SplitList(os.Getenv(binEnv))
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
 		// Some distributions link single programs into PATH; the rest lives beside the link's target.
-		if real, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres")); err == nil {
-			dirs = append(dirs, filepath.Dir(real))
+		if target, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres")); err == nil {
+			dirs = append(dirs, filepath.Dir(target))
 		}
 	}
 	for _, pattern := range []string{
@@ -112,7 +112,7 @@ func moduleRoot() string {
 	}
 }
 
-var versionText = regexp.MustCompile(`\) ((\d+)[.\w]*)`) //nolint:gochecknoglobals // a compiled constant
+var versionText = regexp.MustCompile(`\) ((\d+)[.\w]*)`)
 
 // inspect reports the installation in dir, an error when there is none that the cluster's user can run.
 func inspect(dir string) (Install, error) {

@@ -128,7 +128,7 @@ func TestLifeOfAServer(t *testing.T) {
 
 func TestKeepsAGivenDirectory(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "ficus-keep-") // not t.TempDir, whose parents are the caller's alone
+	dir, err := os.MkdirTemp("", "ficus-keep-") //nolint:usetesting // the parents of t.TempDir are the caller's alone
 	if err != nil {
 		t.Fatal(err)
 	}

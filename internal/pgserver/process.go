@@ -89,10 +89,10 @@ func worldReachable(dir string) bool {
 // Source: PostgreSQL source, src/include/utils/pidfile.h.
 type pidFile struct {
 	pid    int
-	status string // "starting", "stopping", "ready" or "standby"; "" while the file is young
+	status string // "starting", "stopping", "ready" or "standby"
 }
 
-// readPidFile returns the zero pidFile when there is none.
+// readPidFile returns the zero pidFile when there is none yet.
 func readPidFile(data string) (pidFile, error) {
 	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,12 +101,12 @@ func readPidFile(data string) (pidFile, error) {
 		return pidFile{}, err
 	}
 	lines := strings.Split(string(text), "\n")
-	var p pidFile
-	if p.pid, err = strconv.Atoi(strings.TrimSpace(lines[0])); err != nil {
-		return pidFile{}, nil // half written
+	if len(lines) < 8 {
+		return pidFile{}, nil // still being written
 	}
-	if len(lines) > 7 {
-		p.status = strings.TrimSpace(lines[7])
+	pid, err := strconv.Atoi(strings.TrimSpace(lines[0]))
+	if err != nil {
+		return pidFile{}, fmt.Errorf("postmaster.pid: %w", err)
 	}
-	return p, nil
+	return pidFile{pid, strings.TrimSpace(lines[7])}, nil
 }

@@ -103,7 +103,7 @@ func identifier(s string) string {
 	return s[:min(len(s), 40)]
 }
 
-// Host, Port and User return the parts of the DSN.
+// Host returns the server's address.
 func (d *Database) Host() string { return d.DSN.Host() }
 
 // Port returns the server's TCP port.

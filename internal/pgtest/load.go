@@ -13,7 +13,7 @@ import (
 // chinookSubstitute stands in for Chinook where that is not at hand: a few of its tables and rows.
 //
 //go:embed testdata/music.sql
-var chinookSubstitute string //nolint:gochecknoglobals // embedded
+var chinookSubstitute string
 
 // Rows of pgbench's tables as Load makes them: a tenth of pgbench's scale 1.
 const pgbenchTables = `
