@@ -30,9 +30,6 @@ const (
 	gateClosed = 1
 )
 
-// ErrOtherMigration says that a database is installed for another migration.
-var ErrOtherMigration = errors.New("database belongs to another migration")
-
 // ErrStaleEpoch says that the ownership row already stands at this epoch for the other owner, or
 // at a later one: somebody else decided first.
 var ErrStaleEpoch = errors.New("epoch was decided already")
@@ -100,7 +97,7 @@ func (d *Database) Install(ctx context.Context, migration string, owner migrate.
 			return err
 		}
 		if have != migration || self != string(d.cfg.Self) {
-			return hint.Wrap(fmt.Errorf("%w: it is the %s of migration %q", ErrOtherMigration, self, have),
+			return hint.Wrap(fmt.Errorf("%w: it is the %s of migration %q", migrate.ErrForeign, self, have),
 				"finish or cancel migration %q first; if it is gone for good: ficus cleanup --source or --target with this database", have)
 		}
 		return nil
