@@ -1,0 +1,161 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// defaultChunkBytes is small enough to keep workers busy to the end, large enough that a chunk's
+// fixed cost does not show.
+const defaultChunkBytes = 256 << 20
+
+// Config says what to copy. Fields without a stated default are required.
+type Config struct {
+	Source, Target pg.DSN
+
+	// Snapshot is what pg_export_snapshot or a new slot returned; its session must stay open.
+	Snapshot string
+	// Mappings are the tables. Their target tables exist, and lose the rows that they have.
+	Mappings []transform.Mapping
+	// Workers is how many chunks are copied at a time; each takes a session on either side.
+	// Default: the number of cores, at least 2.
+	Workers int
+	// ChunkBytes is how much of a table, TOAST included, is copied at once. Default: 256 MiB.
+	ChunkBytes int64
+	// Progress is called about five times a second for each table that moved on, and once more when
+	// the table is done, never by two goroutines at a time. Default: nobody is told.
+	Progress func(Table)
+	// Log receives one line for each table. Default: discarded.
+	Log *slog.Logger
+}
+
+// A Table is how far the copy of one table is.
+type Table struct {
+	Name      schema.Name // of the source
+	Rows      int64       // copied so far
+	Bytes     int64       // of COPY data, so far
+	TotalRows int64       // the source's estimate, -1 when it has none
+	Done      bool
+	Format    string // "binary" or "text"
+}
+
+// A Result sums up a copy.
+type Result struct {
+	Tables  int
+	Rows    int64
+	Bytes   int64 // of COPY data
+	Elapsed time.Duration
+}
+
+// Run copies every row of the snapshot and returns when all of it is durable at the target, or at
+// the first error. Errors name the table. A cancelled ctx ends it promptly with ctx's cause.
+func Run(ctx context.Context, cfg Config) (Result, error) {
+	start := time.Now()
+	cfg.Workers = cmp.Or(cfg.Workers, max(2, runtime.GOMAXPROCS(0)))
+	cfg.ChunkBytes = cmp.Or(cfg.ChunkBytes, defaultChunkBytes)
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Snapshot == "" {
+		return Result{}, errors.New("copy: no snapshot to read from")
+	}
+	if len(cfg.Mappings) == 0 {
+		return Result{}, nil
+	}
+	c := &copier{cfg: cfg}
+	err := c.run(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // a session that we cut says nothing of interest
+	}
+	if err != nil {
+		return Result{}, fmt.Errorf("copy: %w", err)
+	}
+
+	res := Result{Tables: len(c.tables), Elapsed: time.Since(start)}
+	for _, t := range c.tables {
+		res.Rows += t.rows.Load()
+		res.Bytes += t.bytes.Load()
+	}
+	return res, nil
+}
+
+// A copier is one Run.
+type copier struct {
+	cfg     Config
+	tables  []*table
+	replica bool // the target's sessions may take session_replication_role = replica
+}
+
+func (c *copier) run(ctx context.Context) error {
+	queue, err := c.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	finished, reported := make(chan struct{}), make(chan struct{})
+	go func() { // ends with finished, below
+		defer close(reported)
+		c.report(finished)
+	}()
+
+	chunks := make(chan chunk, len(queue))
+	for _, ch := range queue {
+		chunks <- ch
+	}
+	close(chunks)
+	g, gctx := errgroup.WithContext(ctx)
+	for range min(c.cfg.Workers, len(queue)) {
+		g.Go(func() error { return c.work(gctx, chunks) })
+	}
+	err = g.Wait()
+	close(finished)
+	<-reported
+	return err
+}
+
+// prepare looks at both sides, decides how each table goes, and empties the target.
+func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
+	src, err := c.cfg.Source.Connect(ctx, "copy")
+	if err != nil {
+		return nil, err
+	}
+	defer closeSession(src)
+	sources, canSplit, err := readSources(ctx, src, c.cfg.Mappings)
+	if err != nil {
+		return nil, fmt.Errorf("read the source's catalog: %w", err)
+	}
+
+	dst, err := c.cfg.Target.Connect(ctx, "copy")
+	if err != nil {
+		return nil, err
+	}
+	defer closeSession(dst)
+	if c.replica, err = becomeReplica(ctx, dst); err != nil {
+		return nil, err
+	}
+	targets, err := readTargets(ctx, dst, c.cfg.Mappings)
+	if err != nil {
+		return nil, fmt.Errorf("read the target's catalog: %w", err)
+	}
+
+	var queue []chunk
+	for i := range c.cfg.Mappings {
+		m := &c.cfg.Mappings[i]
+		if err := checkTarget(m, &targets[i], c.replica); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.Source.Name.Display(), err)
+		}
+		t, chunks := planTable(m, &sources[i], &targets[i], planLimits{chunkBytes: c.cfg.ChunkBytes, split: canSplit})
+		c.tables = append(c.tables, t)
+		queue = append(queue, chunks...)
+	}
+	largestFirst(queue)
+	return queue, empty(ctx, dst, c.tables)
+}

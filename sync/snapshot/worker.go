@@ -1,0 +1,141 @@
+package snapshot
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
+)
+
+// closeTimeout bounds the goodbye of one session.
+const closeTimeout = 5 * time.Second
+
+// work copies chunks until none are left. Its sessions serve every chunk; an error ends the Run.
+func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
+	src, err := c.openSource(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeSession(src)
+	dst, err := c.openTarget(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeSession(dst)
+
+	for ch := range chunks {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := copyChunk(ctx, src, dst, ch); err != nil {
+			return fmt.Errorf("%s: %w", ch.table.m.Source.Name.Display(), err)
+		}
+		if ch.table.left.Add(-1) == 0 {
+			c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "table copied",
+				slog.String("table", ch.table.m.Source.Name.Display()), slog.String("format", ch.table.format),
+				slog.Int64("rows", ch.table.rows.Load()), slog.Int64("bytes", ch.table.bytes.Load()))
+		}
+	}
+	return flush(ctx, dst)
+}
+
+// openSource starts a session that reads the snapshot and nothing else.
+func (c *copier) openSource(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := c.cfg.Source.Connect(ctx, "copy", wideReader,
+		pg.Setting("row_security", "off"),         // an error instead of missing rows
+		pg.Setting("synchronize_seqscans", "off")) // keep the physical order
+	if err != nil {
+		return nil, err
+	}
+	begin := "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT " + schema.QuoteLiteral(c.cfg.Snapshot)
+	if _, err := conn.PgConn().Exec(ctx, begin).ReadAll(); err != nil {
+		closeSession(conn)
+		return nil, hint.Wrap(fmt.Errorf("read under snapshot %q: %w", c.cfg.Snapshot, err),
+			"the session that exported the snapshot has ended: start the copy again, under a new snapshot")
+	}
+	return conn, nil
+}
+
+// openTarget starts a session that fires no triggers and does not wait for the disk at each commit;
+// flush makes up for that.
+func (c *copier) openTarget(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := c.cfg.Target.Connect(ctx, "copy", pg.Setting("synchronous_commit", "off"))
+	if err != nil {
+		return nil, err
+	}
+	if c.replica {
+		if _, err := becomeReplica(ctx, conn); err != nil {
+			closeSession(conn)
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
+// copyChunk moves one chunk in one target transaction.
+func copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) error {
+	t := ch.table
+	tx, err := dst.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("begin on the target: %w", err)
+	}
+	if t.refresh { // the same transaction as COPY: PostgreSQL may then freeze the rows as it stores them
+		if _, err := tx.Exec(ctx, "TRUNCATE "+t.truncated()); err != nil {
+			return fmt.Errorf("empty the target's table: %w", err)
+		}
+	}
+	m := &meter{table: t}
+	sent, stored, err := pump(ctx, src.PgConn(), dst.PgConn(), ch.out, t.copyIn(), m)
+	if err != nil {
+		return err
+	}
+	if sent != stored {
+		return hint.Wrap(fmt.Errorf("the source sent %d rows and the target stored %d", sent, stored),
+			"a trigger on the target's table (ENABLE ALWAYS or REPLICA) leaves rows out: disable it for the copy")
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("commit on the target: %w", err)
+	}
+	m.settle(sent)
+	return nil
+}
+
+// flush makes everything committed on dst so far durable: a commit that waits for the WAL waits for
+// all WAL before it. A message is the smallest thing to commit that needs no table.
+func flush(ctx context.Context, dst *pgx.Conn) error {
+	if _, err := dst.Exec(ctx, "SET synchronous_commit = local"); err != nil {
+		return fmt.Errorf("wait for the target's disk: %w", err)
+	}
+	if _, err := dst.Exec(ctx, "SELECT pg_logical_emit_message(true, 'ficus', 'copied')"); err != nil {
+		return fmt.Errorf("wait for the target's disk: %w", err)
+	}
+	return nil
+}
+
+// wideReader reads from the socket in large pieces. COPY sends a message for each row, and the
+// default buffer makes too many system calls of that.
+func wideReader(cfg *pgx.ConnConfig) {
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		return pgproto3.NewFrontend(bufio.NewReaderSize(r, bufferSize), w)
+	}
+}
+
+// closeSession ends a session, whatever it is doing, and waits until its connection is gone.
+func closeSession(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx) // whoever needed an answer has it
+	select {
+	case <-conn.PgConn().CleanupDone():
+	case <-ctx.Done():
+	}
+}
