@@ -44,6 +44,9 @@ func displayIdent(s string) string {
 		}
 		return QuoteIdent(s)
 	}
+	if s == "" {
+		return `""`
+	}
 	return s
 }
 

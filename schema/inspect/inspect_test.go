@@ -1,0 +1,393 @@
+package inspect_test
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/inspect"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// open connects as Ficus does.
+func open(t *testing.T, dsn pg.DSN) *pgx.Conn {
+	t.Helper()
+	conn, err := dsn.Connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	return conn
+}
+
+func tables(t *testing.T, db *pgtest.Database, f inspect.Filter) map[string]schema.Table {
+	t.Helper()
+	list, err := inspect.Tables(t.Context(), open(t, db.DSN), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	byName := make(map[string]schema.Table, len(list))
+	for _, tab := range list {
+		byName[tab.Name.Display()] = tab
+	}
+	return byName
+}
+
+func TestRelations(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	db.Exec(t, `
+		CREATE SCHEMA "My Schema"; CREATE SCHEMA ficus; CREATE TABLE ficus.ownership (x int);
+		CREATE TABLE "My Schema"."Größe ""x"".y" ("Spalte 1" int);
+		CREATE TABLE plain (id int); CREATE UNLOGGED TABLE unlogged (id int); CREATE TEMP TABLE temp (id int);
+		CREATE TABLE parent (id int); CREATE TABLE child () INHERITS (parent);
+		CREATE VIEW v AS SELECT 1 AS x; CREATE MATERIALIZED VIEW mv AS SELECT 1 AS x; CREATE TYPE comp AS (a int);
+		CREATE SEQUENCE seq;
+		CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+		CREATE FOREIGN TABLE ft (line text) SERVER files OPTIONS (filename '/dev/null');
+		CREATE TABLE root (id int, at date) PARTITION BY RANGE (at);
+		CREATE TABLE mid PARTITION OF root FOR VALUES FROM ('2020-01-01') TO ('2021-01-01') PARTITION BY HASH (id);
+		CREATE TABLE leaf PARTITION OF mid FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+		CREATE FOREIGN TABLE fleaf PARTITION OF root DEFAULT SERVER files OPTIONS (filename '/dev/null');
+		ALTER TABLE plain ENABLE ROW LEVEL SECURITY;
+		CREATE TABLE member (x int);
+		ALTER EXTENSION file_fdw ADD TABLE member;
+		INSERT INTO leaf SELECT g, '2020-05-05' FROM generate_series(1, 1000) g;
+		CREATE TABLE toasted (id int, doc text);
+		ALTER TABLE toasted ALTER doc SET STORAGE EXTERNAL;
+		INSERT INTO toasted VALUES (1, repeat('x', 100000));
+		ANALYZE leaf; ANALYZE plain`)
+
+	got := tables(t, db, inspect.Filter{})
+	var lines []string
+	for _, name := range []string{
+		`"My Schema"."Größe ""x"".y"`, "public.child", "public.fleaf", "public.ft", "public.leaf", "public.mid",
+		"public.mv", "public.parent", "public.plain", "public.root", "public.toasted", "public.unlogged",
+	} {
+		tab, ok := got[name]
+		if !ok {
+			t.Errorf("%s: not listed", name)
+			continue
+		}
+		line := name + ": " + string(tab.Kind)
+		if tab.Parent != nil {
+			line += " of " + tab.Parent.Display()
+		}
+		for word, on := range map[string]bool{" inherits": tab.Inherits, " unlogged": tab.Unlogged, " rls": tab.HasRowSec} {
+			if on {
+				line += word
+			}
+		}
+		lines = append(lines, line)
+		delete(got, name)
+	}
+	want := []string{
+		`"My Schema"."Größe ""x"".y": table`, "public.child: table inherits", "public.fleaf: foreign table of public.root",
+		"public.ft: foreign table", "public.leaf: table of public.mid", "public.mid: partitioned table of public.root",
+		"public.mv: materialized view", "public.parent: table inherits", "public.plain: table rls",
+		"public.root: partitioned table", "public.toasted: table", "public.unlogged: table unlogged",
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("relations (-want +got):\n%s", diff)
+	}
+	for name := range got {
+		t.Errorf("%s: listed", name)
+	}
+
+	sizes := tables(t, db, inspect.Filter{})
+	leaf, mid, root := sizes["public.leaf"], sizes["public.mid"], sizes["public.root"]
+	if leaf.Rows != 1000 || leaf.Pages < 1 || leaf.Bytes != leaf.Pages*8192 {
+		t.Errorf("leaf: %d rows, %d pages, %d bytes", leaf.Rows, leaf.Pages, leaf.Bytes)
+	}
+	if mid.Rows != 1000 || root.Rows != 1000 || root.Bytes != leaf.Bytes || root.Pages != 0 {
+		t.Errorf("sums: mid %d rows, root %d rows, %d bytes, %d pages", mid.Rows, root.Rows, root.Bytes, root.Pages)
+	}
+	if got := sizes["public.unlogged"].Rows; got != -1 {
+		t.Errorf("rows of a table never analyzed: got %d, want -1", got)
+	}
+	if tab := sizes["public.toasted"]; tab.Bytes < 100000 || tab.Pages != 1 {
+		t.Errorf("toasted: %d bytes, %d pages", tab.Bytes, tab.Pages)
+	}
+}
+
+func TestColumns(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	db.Exec(t, `
+		CREATE EXTENSION hstore; CREATE EXTENSION citext;
+		CREATE SCHEMA app;
+		CREATE TYPE app."Mood" AS ENUM ('a'); CREATE DOMAIN app.positive AS int CHECK (VALUE > 0);
+		CREATE TYPE app.pair AS (a int, b text); CREATE TYPE app.span AS RANGE (subtype = int4);
+		CREATE TABLE t (
+			id bigint GENERATED ALWAYS AS IDENTITY, alt int GENERATED BY DEFAULT AS IDENTITY,
+			gone int, num numeric(10,2) NOT NULL DEFAULT 1.5, "Mood" app."Mood" DEFAULT 'a', pos app.positive, pr app.pair,
+			sp app.span, arr text[], h hstore, ci citext, c5 char(5) COLLATE "C", vc varchar(7), b bit varying(9),
+			total numeric GENERATED ALWAYS AS (num * 2) STORED, ts timestamptz(3) DEFAULT now());
+		ALTER TABLE t DROP COLUMN gone`)
+	got := tables(t, db, inspect.Filter{})["public.t"].Columns
+	want := []schema.Column{
+		{Name: "id", Number: 1, Type: schema.Type{SQL: "bigint", Kind: 'b'}, NotNull: true, Identity: 'a'},
+		{Name: "alt", Number: 2, Type: schema.Type{SQL: "integer", Kind: 'b'}, NotNull: true, Identity: 'd'},
+		{Name: "num", Number: 4, Type: schema.Type{SQL: "numeric(10,2)", Kind: 'b'}, NotNull: true, Default: "1.5", Toastable: true},
+		{Name: "Mood", Number: 5, Type: schema.Type{SQL: `app."Mood"`, Kind: 'e'}, Default: `'a'::app."Mood"`},
+		{Name: "pos", Number: 6, Type: schema.Type{SQL: "app.positive", Kind: 'd'}},
+		{Name: "pr", Number: 7, Type: schema.Type{SQL: "app.pair", Kind: 'c'}, Toastable: true},
+		{Name: "sp", Number: 8, Type: schema.Type{SQL: "app.span", Kind: 'r'}, Toastable: true},
+		{Name: "arr", Number: 9, Type: schema.Type{SQL: "text[]", Kind: 'b'}, Toastable: true},
+		{Name: "h", Number: 10, Type: schema.Type{SQL: "public.hstore", Kind: 'b'}, Toastable: true},
+		{Name: "ci", Number: 11, Type: schema.Type{SQL: "public.citext", Kind: 'b'}, Toastable: true},
+		{Name: "c5", Number: 12, Type: schema.Type{SQL: "character(5)", Kind: 'b'}, Collation: `pg_catalog."C"`, Toastable: true},
+		{Name: "vc", Number: 13, Type: schema.Type{SQL: "character varying(7)", Kind: 'b'}, Toastable: true},
+		{Name: "b", Number: 14, Type: schema.Type{SQL: "bit varying(9)", Kind: 'b'}, Toastable: true},
+		{Name: "total", Number: 15, Type: schema.Type{SQL: "numeric", Kind: 'b'}, Generated: true, Toastable: true},
+		{Name: "ts", Number: 16, Type: schema.Type{SQL: "timestamp(3) with time zone", Kind: 'b'}, Default: "now()"},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(schema.Type{}, "OID", "Mod")); diff != "" {
+		t.Errorf("columns (-want +got):\n%s", diff)
+	}
+	for i, c := range got {
+		builtIn := !strings.Contains(c.Type.SQL, ".")
+		if c.Type.BuiltIn() != builtIn {
+			t.Errorf("%s: OID %d, built in %v", want[i].Name, c.Type.OID, c.Type.BuiltIn())
+		}
+	}
+	if mod := got[2].Type.Mod; mod != 655366 {
+		t.Errorf("typmod of numeric(10,2): got %d", mod)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	db.Exec(t, `
+		CREATE TABLE pk (a int, b int, c int NOT NULL, PRIMARY KEY (b, a) INCLUDE (c));
+		CREATE UNIQUE INDEX pk_c ON pk (c);
+		CREATE TABLE none (a int);
+		CREATE TABLE nullable (a int UNIQUE);
+		CREATE TABLE partial (a int NOT NULL); CREATE UNIQUE INDEX ON partial (a) WHERE a > 0; CREATE UNIQUE INDEX ON partial ((a + 1));
+		CREATE TABLE deferred (a int PRIMARY KEY DEFERRABLE, b int NOT NULL UNIQUE);
+		CREATE TABLE full_ri (a int PRIMARY KEY); ALTER TABLE full_ri REPLICA IDENTITY FULL;
+		CREATE TABLE nothing_ri (a int PRIMARY KEY); ALTER TABLE nothing_ri REPLICA IDENTITY NOTHING;
+		CREATE TABLE index_ri (a int PRIMARY KEY, b int NOT NULL, c int NOT NULL, UNIQUE (c, b));
+		ALTER TABLE index_ri REPLICA IDENTITY USING INDEX index_ri_c_b_key;
+		CREATE TABLE parted (id int, r int, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
+		CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
+		CREATE TABLE loose (id int NOT NULL) PARTITION BY LIST (id);
+		CREATE TABLE loose_1 PARTITION OF loose FOR VALUES IN (1);
+		CREATE UNIQUE INDEX loose_u ON ONLY loose (id)`)
+	type summary struct {
+		Keys     []schema.Key
+		Identity schema.Identity
+		IdentKey []string
+	}
+	key := func(name string, cols ...string) schema.Key {
+		return schema.Key{Name: name, Columns: cols, Immediate: true}
+	}
+	primary := func(name string, cols ...string) schema.Key {
+		return schema.Key{Name: name, Columns: cols, Primary: true, Immediate: true}
+	}
+	want := map[string]summary{
+		"public.pk":       {[]schema.Key{primary("pk_pkey", "b", "a"), key("pk_c", "c")}, 'd', []string{"b", "a"}},
+		"public.none":     {nil, 'd', nil},
+		"public.nullable": {nil, 'd', nil},
+		"public.partial":  {nil, 'd', nil},
+		"public.deferred": {[]schema.Key{{Name: "deferred_pkey", Columns: []string{"a"}, Primary: true}, key("deferred_b_key", "b")}, 'd', nil},
+		"public.full_ri":  {[]schema.Key{primary("full_ri_pkey", "a")}, 'f', nil}, "public.nothing_ri": {[]schema.Key{primary("nothing_ri_pkey", "a")}, 'n', nil},
+		"public.index_ri": {[]schema.Key{primary("index_ri_pkey", "a"), key("index_ri_c_b_key", "c", "b")}, 'i', []string{"c", "b"}},
+		"public.parted":   {[]schema.Key{primary("parted_pkey", "id", "r")}, 'd', []string{"id", "r"}},
+		"public.parted_1": {[]schema.Key{primary("parted_1_pkey", "id", "r")}, 'd', []string{"id", "r"}},
+		"public.loose":    {nil, 'd', nil}, "public.loose_1": {nil, 'd', nil},
+	}
+	got := map[string]summary{}
+	for name, tab := range tables(t, db, inspect.Filter{}) {
+		got[name] = summary{tab.Keys, tab.Identity, tab.IdentKey}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+}
+
+// Since 18 a primary key may be temporal, and a NOT NULL constraint may not hold yet.
+func TestKeysOf18(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t, pgtest.Version(18))
+	if db.Major < 18 {
+		return // pgtest said so in the log
+	}
+	db.Exec(t, `
+		CREATE TABLE unproved (a int UNIQUE); ALTER TABLE unproved ADD CONSTRAINT nn NOT NULL a NOT VALID;
+		CREATE TABLE temporal (room int4range, valid int4range, PRIMARY KEY (room, valid WITHOUT OVERLAPS));
+		CREATE TABLE virtual (a int, b int GENERATED ALWAYS AS (a + 1) VIRTUAL)`)
+	got := tables(t, db, inspect.Filter{})
+	if tab := got["public.unproved"]; len(tab.Keys) != 0 || tab.Columns[0].NotNull {
+		t.Errorf("NOT NULL that is not valid: keys %+v, not null %v", tab.Keys, tab.Columns[0].NotNull)
+	}
+	if tab := got["public.temporal"]; len(tab.Keys) > 1 || tab.PrimaryOrFirstKey() != nil || tab.IdentKey != nil {
+		t.Errorf("temporal key: usable key %+v, identity %v", tab.PrimaryOrFirstKey(), tab.IdentKey)
+	}
+	if !got["public.virtual"].Columns[1].Generated {
+		t.Error("virtual column: not generated")
+	}
+}
+
+// The catalogs differ between majors; the answers do not.
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{13, 15, 16, 17, 18} {
+		t.Run(strconv.Itoa(major), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.DB(t, pgtest.Version(major))
+			db.Exec(t, `CREATE TABLE t (id serial PRIMARY KEY, v text NOT NULL DEFAULT 'x'); CREATE TABLE e (id int)`)
+			got := tables(t, db, inspect.Filter{})
+			if tab := got["public.t"]; tab.Rows != -1 || len(tab.Columns) != 2 || !tab.Columns[1].NotNull || tab.Columns[1].Default != "'x'::text" ||
+				len(tab.Keys) != 1 || len(tab.IdentKey) != 1 {
+				t.Errorf("table: got %+v", tab)
+			}
+			seqs, err := inspect.Sequences(t.Context(), open(t, db.DSN), inspect.Filter{})
+			if err != nil || len(seqs) != 1 || seqs[0].OwnerColumn != "id" {
+				t.Errorf("sequences: got %+v, %v", seqs, err)
+			}
+			if info := server(t, db.DSN); info.Major != db.Major || info.WALLevel != "logical" {
+				t.Errorf("server: got %+v", info)
+			}
+		})
+	}
+}
+
+func TestFilter(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	db.Exec(t, `
+		CREATE SCHEMA app; CREATE SCHEMA archive;
+		CREATE TABLE app.orders (id serial, at date) PARTITION BY RANGE (at);
+		CREATE TABLE archive.orders_old PARTITION OF app.orders FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+		CREATE TABLE app.audit_log (id bigint GENERATED ALWAYS AS IDENTITY);
+		CREATE SEQUENCE archive.shared INCREMENT BY -7; CREATE SEQUENCE archive.unused;
+		CREATE TABLE app."Users" (id int DEFAULT nextval('archive.shared'))`)
+	conn := open(t, db.DSN)
+	for _, tt := range []struct {
+		name              string
+		f                 inspect.Filter
+		tables, sequences []string
+	}{
+		{
+			"everything", inspect.Filter{},
+			[]string{`app."Users"`, "app.audit_log", "app.orders", "archive.orders_old"},
+			[]string{"app.audit_log_id_seq", "app.orders_id_seq", "archive.shared", "archive.unused"},
+		},
+		{
+			"a root brings its partitions", inspect.Filter{Include: []string{"app.orders"}},
+			[]string{"app.orders", "archive.orders_old"}, []string{"app.orders_id_seq"},
+		},
+		{"a partition alone is no choice", inspect.Filter{Include: []string{"archive.orders_old"}}, nil, nil},
+		{
+			"excluding a partition leaves it", inspect.Filter{Exclude: []string{"archive.*", "*.audit_*"}},
+			[]string{`app."Users"`, "app.orders", "archive.orders_old"}, []string{"app.orders_id_seq", "archive.shared"},
+		},
+	} {
+		list, err := inspect.Tables(t.Context(), conn, tt.f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, tab := range list {
+			got = append(got, tab.Name.Display())
+		}
+		if diff := cmp.Diff(tt.tables, got); diff != "" {
+			t.Errorf("%s: tables (-want +got):\n%s", tt.name, diff)
+		}
+		seqs, err := inspect.Sequences(t.Context(), conn, tt.f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = nil
+		for _, s := range seqs {
+			got = append(got, s.Name.Display())
+		}
+		if diff := cmp.Diff(tt.sequences, got); diff != "" {
+			t.Errorf("%s: sequences (-want +got):\n%s", tt.name, diff)
+		}
+	}
+	if _, err := inspect.Tables(t.Context(), conn, inspect.Filter{Include: []string{"a.b.c"}}); err == nil {
+		t.Error("bad pattern: no error")
+	}
+}
+
+func TestSequences(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	db.Exec(t, `CREATE TABLE t (a serial, "B b" int GENERATED BY DEFAULT AS IDENTITY (INCREMENT BY 10));
+		CREATE SEQUENCE free INCREMENT BY -2; CREATE TEMP SEQUENCE temp;
+		CREATE SCHEMA ficus; CREATE SEQUENCE ficus.gate`)
+	got, err := inspect.Sequences(t.Context(), open(t, db.DSN), inspect.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := &schema.Name{Schema: "public", Name: "t"}
+	want := []schema.Sequence{
+		{Name: schema.Name{Schema: "public", Name: "free"}, Increment: -2},
+		{Name: schema.Name{Schema: "public", Name: "t_B b_seq"}, OwnerTable: owner, OwnerColumn: "B b", Increment: 10},
+		{Name: schema.Name{Schema: "public", Name: "t_a_seq"}, OwnerTable: owner, OwnerColumn: "a", Increment: 1},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.SortSlices(func(a, b schema.Sequence) bool { return a.Name.Name < b.Name.Name })); diff != "" {
+		t.Errorf("sequences (-want +got):\n%s", diff)
+	}
+}
+
+func TestOccupied(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	conn := open(t, db.DSN)
+	if got, err := inspect.Occupied(t.Context(), conn, inspect.Filter{}); err != nil || len(got) != 0 {
+		t.Errorf("empty database: %v, %v", got, err)
+	}
+	pgtest.Load(t, db, "chinook")
+	db.Exec(t, "CREATE TABLE part (id int) PARTITION BY LIST (id); CREATE TABLE part_1 PARTITION OF part DEFAULT; CREATE SCHEMA ficus; CREATE TABLE ficus.built (x int)")
+	got, err := inspect.Occupied(t.Context(), conn, inspect.Filter{Include: []string{"public.p*"}, Exclude: []string{"*.playlist_*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]schema.Name{{Schema: "public", Name: "part"}, {Schema: "public", Name: "playlist"}}, got); diff != "" {
+		t.Errorf("occupied (-want +got):\n%s", diff)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	db.Exec(t, `CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE SCHEMA "S 1"; CREATE TABLE "S 1"."T" (id int, "Name" varchar(9), price numeric(8,2))`)
+	conn := open(t, db.DSN)
+	table := schema.Name{Schema: "S 1", Name: "T"}
+	for expr, want := range map[string]string{
+		`id`: "integer", `"Name"`: "character varying(9)", `price * 2`: "numeric", `price`: "numeric(8,2)",
+		`"T".id + 1 -- more`: "integer", `'x'`: "text", `ARRAY[id]`: "integer[]", `'ok'::public.mood`: "public.mood",
+	} {
+		got, err := inspect.Describe(t.Context(), conn, table, expr)
+		if err != nil {
+			t.Errorf("%s: %v", expr, err)
+		} else if got.SQL != want {
+			t.Errorf("%s: got %s, want %s", expr, got.SQL, want)
+		}
+	}
+	for _, expr := range []string{"nope", "id, id), (id", "id) FROM pg_class; DROP TABLE x; --", "$1::int", "(SELECT", ""} {
+		_, err := inspect.Describe(t.Context(), conn, table, expr)
+		if err == nil {
+			t.Errorf("%s: no error", expr)
+		} else if hint.Of(err) == "" {
+			t.Errorf("%s: no hint with %v", expr, err)
+		}
+	}
+	if kind, err := inspect.Describe(t.Context(), conn, table, `'ok'::public.mood`); err != nil || kind.Kind != 'e' {
+		t.Errorf("kind of an enum: got %q, %v", kind.Kind, err)
+	}
+}
