@@ -82,7 +82,7 @@ func newDatabase(t testing.TB, srv server, want int) *Database {
 	db := &Database{DSN: srv.DSN(name), URL: srv.URL(name), Name: name, Major: major, idle: make(chan *pgx.Conn, 1)}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("PostgreSQL's log:\n%s", srv.LogTail(logLines))
+			t.Logf("PostgreSQL's log:\n%s", logOf(srv, name))
 		}
 		db.close()
 		if err := drop(srv, name); err != nil {
@@ -90,6 +90,29 @@ func newDatabase(t testing.TB, srv server, want int) *Database {
 		}
 	})
 	return db
+}
+
+// logOf returns the last lines of the server's log that are about a database, or none in particular.
+func logOf(srv server, name string) string {
+	var kept []string
+	keep := true
+	for line := range strings.Lines(srv.LogTail(10 * logLines)) {
+		if db, ok := logDatabase(line); ok { // other lines continue the one before
+			keep = db == "" || db == name
+		}
+		if keep {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept[max(0, len(kept)-logLines):], "")
+}
+
+// logDatabase returns the database that the prefix of a log line names; see log_line_prefix in
+// sharedSettings.
+func logDatabase(line string) (string, bool) {
+	_, rest, ok := strings.Cut(line, "<")
+	db, _, closed := strings.Cut(rest, ">")
+	return db, ok && closed && strings.HasPrefix(line, "20")
 }
 
 // identifier makes a short, harmless part of a database name out of a test's name.

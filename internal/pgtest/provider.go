@@ -34,7 +34,7 @@ func sharedSettings() map[string]string {
 		"full_page_writes":             "off",
 		"shared_buffers":               "64MB",
 		"autovacuum_naptime":           "10s",
-		"log_line_prefix":              "%m [%p] %a %d ",
+		"log_line_prefix":              "%m [%p] <%d> %a ",
 		"log_min_error_statement":      "error",
 		"max_wal_size":                 "512MB",
 		"jit":                          "off",
