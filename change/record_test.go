@@ -31,7 +31,7 @@ CREATE TABLE part_low PARTITION OF part FOR VALUES FROM (0) TO (100);
 CREATE PUBLICATION everything FOR ALL TABLES WITH (publish_via_partition_root = true);
 `
 
-var transactions = []string{ //nolint:gochecknoglobals // the second half of history
+var transactions = []string{
 	`INSERT INTO keyed VALUES (1, 'Zoë ''quoted''', 'calm', repeat('x', 2100), '2024-02-29 12:00:00+00'), (2, NULL, NULL, '', 'infinity')`,
 	`UPDATE keyed SET name = 'unchanged toast' WHERE id = 1`,
 	`UPDATE keyed SET id = 3 WHERE id = 2`,

@@ -24,8 +24,8 @@ func TestDelaysDoubleUpToMax(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		timer := &backoff.Timer{Min: time.Second, Max: time.Minute}
-		for i, base := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
-			base *= time.Second
+		for i, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60} {
+			base := time.Duration(seconds) * time.Second
 			if d := waited(t, timer); d < base*3/4 || d > base*5/4 {
 				t.Errorf("delay %d is %s, want %s give or take a quarter", i, d, base)
 			}

@@ -21,7 +21,14 @@ const connectTimeout = 10 * time.Second
 
 // A DSN is a parsed connection string, URL or keyword form. The zero value connects nowhere.
 type DSN struct {
+	*target
+}
+
+// target is what a DSN points to. It is one pointer further away than it has to be, because fmt
+// follows one, and does not call String on a DSN in somebody's unexported field.
+type target struct {
 	cfg *pgx.ConnConfig
+	tls map[string]string // libpq's names of the TLS files that the connection string gives
 }
 
 // Parse reads a connection string as libpq does (PG* environment variables fill the gaps).
@@ -38,11 +45,11 @@ func Parse(s string) (DSN, error) {
 	if cfg.RuntimeParams == nil {
 		cfg.RuntimeParams = map[string]string{}
 	}
-	return DSN{cfg}, nil
+	return DSN{&target{cfg, tlsFiles(s)}}, nil
 }
 
 // IsZero reports whether d is the zero DSN.
-func (d DSN) IsZero() bool { return d.cfg == nil }
+func (d DSN) IsZero() bool { return d.target == nil }
 
 // Host returns the host name, address or socket directory.
 func (d DSN) Host() string { return d.cfg.Host }
@@ -61,7 +68,7 @@ func (d DSN) Password() string { return d.cfg.Password }
 
 // String returns the connection string without the password: user@host:port/database.
 func (d DSN) String() string {
-	if d.cfg == nil {
+	if d.IsZero() {
 		return "(none)"
 	}
 	return fmt.Sprintf("%s@%s/%s", d.cfg.User, net.JoinHostPort(d.cfg.Host, strconv.Itoa(int(d.cfg.Port))), d.cfg.Database)
@@ -74,33 +81,12 @@ func (d DSN) GoString() string { return "pg.DSN(" + d.String() + ")" }
 func (d DSN) WithDatabase(name string) DSN {
 	cfg := d.cfg.Copy()
 	cfg.Database = name
-	return DSN{cfg}
+	return DSN{&target{cfg, d.tls}}
 }
 
 // Config returns a copy of the low-level configuration, for a caller with needs of its own. Its
 // ConnString still holds the password: do not print it.
 func (d DSN) Config() *pgx.ConnConfig { return d.cfg.Copy() }
-
-// Env returns libpq environment variables (PGHOST=..., PGPASSWORD=...) that make psql and pg_dump
-// connect to the same place, so that no password shows in a process list.
-func (d DSN) Env() []string {
-	env := []string{
-		"PGHOST=" + d.cfg.Host, "PGPORT=" + strconv.Itoa(int(d.cfg.Port)),
-		"PGDATABASE=" + d.cfg.Database, "PGUSER=" + d.cfg.User,
-		"PGAPPNAME=ficus/schema", "PGCONNECT_TIMEOUT=10", "PGOPTIONS=", "PGSERVICE=",
-	}
-	if d.cfg.Password != "" {
-		env = append(env, "PGPASSWORD="+d.cfg.Password)
-	}
-	mode := "disable"
-	if d.cfg.TLSConfig != nil {
-		mode = "require"
-		if !d.cfg.TLSConfig.InsecureSkipVerify {
-			mode = "verify-full"
-		}
-	}
-	return append(env, "PGSSLMODE="+mode)
-}
 
 // An Option adjusts one connection.
 type Option func(*pgx.ConnConfig)
