@@ -191,7 +191,7 @@ func (m *Mapping) checkGenerated(r *Rule) error {
 	}
 	for _, c := range m.Source.Columns {
 		if c.Generated && !slices.Contains(r.Drop, c.Name) && r.Columns[c.Name] == "" && !m.keepsGenerated(c) {
-			return hint.Wrap(fmt.Errorf("generated column %q is made from columns that the target does not have", c.Name),
+			return hint.Wrap(fmt.Errorf("generated column %q does not carry over", c.Name),
 				"list it under drop, give its expression under columns, or write the target's table under create")
 		}
 	}

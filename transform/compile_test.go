@@ -118,7 +118,7 @@ func TestCompileErrors(t *testing.T) {
 		"dropped and renamed":     {rule: transform.Rule{Drop: []string{"name"}, Columns: map[string]string{"x": "name"}}, err: `"name" is both dropped and carried over as "x"`},
 		"generated renamed":       {rule: transform.Rule{Columns: map[string]string{"i": "initial"}}, err: "generated column", hint: "write the expression"},
 		"generated used":          {rule: transform.Rule{Columns: map[string]string{"i": "lower(initial)"}}, err: "generated column", hint: "write the expression"},
-		"generated lost":          {rule: transform.Rule{Columns: map[string]string{"full_name": "name"}}, err: `generated column "initial" is made from`, hint: "list it under drop"},
+		"generated lost":          {rule: transform.Rule{Columns: map[string]string{"full_name": "name"}}, err: `generated column "initial" does not carry over`, hint: "list it under drop"},
 		"empty expression":        {rule: transform.Rule{Columns: map[string]string{"x": " "}}, err: "no expression"},
 		"bad target":              {rule: transform.Rule{To: "a..b"}, err: `to: "a..b" is no table name`},
 		"condition of wrong type": {rule: transform.Rule{Where: "age"}, err: "not boolean"},
@@ -183,7 +183,7 @@ func TestSQLRuns(t *testing.T) {
 	db.Exec(t, `INSERT INTO users (name, "eMail", age, note) VALUES ('Ann', 'A@x.org', 20, 'n'), ('Bob', NULL, 10, NULL), ('Cy', 'c@x.org', NULL, 'it''s')`)
 	ms, err := transform.Compile([]schema.Table{users()}, map[string]transform.Rule{"public.users": {
 		To:    "shop.customers",
-		Where: "age IS DISTINCT FROM 10",
+		Where: "age IS DISTINCT FROM 10 -- grown up",
 		Columns: map[string]string{
 			"Customer Id": "id",
 			"email":       `lower("eMail")`,

@@ -47,7 +47,7 @@ func describeIn(t *testing.T, db *pgtest.Database) transform.Describe {
 	t.Helper()
 	conn := db.Conn(t)
 	return func(table schema.Name, expr string) (schema.Type, error) {
-		rows, err := conn.Query(t.Context(), "SELECT ("+expr+") FROM "+table.String()+" LIMIT 0", pgx.QueryExecModeSimpleProtocol)
+		rows, err := conn.Query(t.Context(), "SELECT ("+expr+"\n) FROM "+table.String()+" LIMIT 0", pgx.QueryExecModeSimpleProtocol)
 		if err != nil {
 			return schema.Type{}, err
 		}

@@ -70,7 +70,7 @@ func (m *Mapping) SelectList() string {
 	for i, c := range m.Columns {
 		switch {
 		case c.Expr != "":
-			list[i] = "(" + c.Expr + ") AS " + schema.QuoteIdent(c.Target)
+			list[i] = parens(c.Expr) + " AS " + schema.QuoteIdent(c.Target)
 		case c.Source != c.Target:
 			list[i] = schema.QuoteIdent(c.Source) + " AS " + schema.QuoteIdent(c.Target)
 		default:
@@ -97,19 +97,35 @@ func (m *Mapping) only() string {
 
 // Query returns the SELECT at the source that yields the target's rows, narrowed by the given SQL
 // conditions.
-func (m *Mapping) Query(conditions ...string) string {
+func (m *Mapping) Query(conditions ...string) string { return m.query(m.From(), conditions) }
+
+// QueryPartition is Query for one partition of the source. Expressions see it under the name of the
+// table that it is a part of.
+func (m *Mapping) QueryPartition(partition schema.Name, conditions ...string) string {
+	return m.query(partition.String()+" AS "+schema.QuoteIdent(m.Source.Name.Name), conditions)
+}
+
+func (m *Mapping) query(from string, conditions []string) string {
 	var b strings.Builder
-	b.WriteString("SELECT " + m.SelectList() + " FROM " + m.From())
+	b.WriteString("SELECT " + m.SelectList() + " FROM " + from)
 	sep := " WHERE "
 	if m.Where != "" {
-		b.WriteString(sep + "(" + m.Where + ")")
+		b.WriteString(sep + parens(m.Where))
 		sep = " AND "
 	}
 	for _, c := range conditions {
-		b.WriteString(sep + "(" + c + ")")
+		b.WriteString(sep + parens(c))
 		sep = " AND "
 	}
 	return b.String()
+}
+
+// parens encloses an SQL expression, which may end in a comment.
+func parens(expr string) string {
+	if strings.Contains(expr, "--") {
+		expr += "\n"
+	}
+	return "(" + expr + ")"
 }
 
 // TargetColumns returns the names of the target columns, in the order of Columns.

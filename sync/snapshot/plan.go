@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/ficus-migrate/ficus/schema"
@@ -42,8 +41,7 @@ func planTable(m *transform.Mapping, src *source, dst *target, limits planLimits
 	t.format, _ = Format(m, dst.columns)
 
 	pieces := src.pieces
-	// Expressions may name the table that they read, so a computed mapping reads the root itself.
-	if src.whole || m.Source.Kind == schema.Partitioned && m.Computed() || len(pieces) == 0 {
+	if src.whole || len(pieces) == 0 {
 		whole := piece{name: m.Source.Name}
 		for _, p := range pieces {
 			whole.bytes += p.bytes
@@ -53,8 +51,8 @@ func planTable(m *transform.Mapping, src *source, dst *target, limits planLimits
 
 	var chunks []chunk
 	for _, p := range pieces {
-		for _, condition := range ctidRanges(p, limits) {
-			chunks = append(chunks, chunk{table: t, out: t.copyOut(p, condition)})
+		for _, conditions := range ctidRanges(p, limits) {
+			chunks = append(chunks, chunk{table: t, out: t.copyOut(p, conditions)})
 			chunks[len(chunks)-1].bytes = p.bytes
 		}
 	}
@@ -63,14 +61,15 @@ func planTable(m *transform.Mapping, src *source, dst *target, limits planLimits
 	return t, chunks
 }
 
-// ctidRanges returns SQL conditions that divide a piece, or "" alone for all of it.
-func ctidRanges(p piece, limits planLimits) []string {
+// ctidRanges returns the SQL conditions of each part that a piece is divided into; the only part of
+// an undivided one has none.
+func ctidRanges(p piece, limits planLimits) [][]string {
 	n := min((p.bytes+limits.chunkBytes-1)/limits.chunkBytes, p.pages)
 	if !limits.split || !p.plain || n < 2 {
-		return []string{""}
+		return [][]string{nil}
 	}
 	bound := func(i int64) int64 { return p.pages * i / n }
-	ranges := make([]string, 0, n)
+	ranges := make([][]string, 0, n)
 	for i := range n {
 		var parts []string
 		if i > 0 {
@@ -79,30 +78,24 @@ func ctidRanges(p piece, limits planLimits) []string {
 		if i < n-1 {
 			parts = append(parts, fmt.Sprintf("ctid < '(%d,0)'::tid", bound(i+1)))
 		}
-		ranges = append(ranges, strings.Join(parts, " AND "))
+		ranges = append(ranges, parts)
 	}
 	return ranges
 }
 
-// copyOut returns the statement that reads a piece, or the part of it that meets a condition.
-func (t *table) copyOut(p piece, condition string) string {
+// copyOut returns the statement that reads a piece, or the part of it that meets the conditions.
+func (t *table) copyOut(p piece, conditions []string) string {
 	var what string
 	switch {
-	case p.plain && condition == "" && !t.m.Computed(): // COPY of a table leaves out its children
+	case p.plain && len(conditions) == 0 && !t.m.Computed(): // COPY of a table leaves out its children
 		what = p.name.String()
 		if len(t.m.Columns) > 0 {
 			what += " (" + schema.QuoteIdents(t.sourceColumns()) + ")"
 		}
-	case p.name == t.m.Source.Name && condition == "":
-		what = "(" + t.m.Query() + ")"
 	case p.name == t.m.Source.Name:
-		what = "(" + t.m.Query(condition) + ")"
-	default: // a partition
-		what = "SELECT " + t.m.SelectList() + " FROM " + p.name.String()
-		if condition != "" {
-			what += " WHERE " + condition
-		}
-		what = "(" + what + ")"
+		what = "(" + t.m.Query(conditions...) + ")"
+	default:
+		what = "(" + t.m.QueryPartition(p.name, conditions...) + ")"
 	}
 	return "COPY " + what + " TO STDOUT WITH (FORMAT " + t.format + ")"
 }
