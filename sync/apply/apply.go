@@ -1,0 +1,330 @@
+package apply
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// closeTimeout bounds the goodbye to the destination.
+const closeTimeout = 5 * time.Second
+
+// Config holds what an Applier needs. Fields without a stated default are required.
+type Config struct {
+	DSN      pg.DSN // the destination
+	Link     string // names the row of ficus.progress
+	Mappings []transform.Mapping
+	Stream   *eventstore.Stream
+	// Start is where the destination stands while it has no progress row: the position of the
+	// snapshot that it was copied from.
+	Start change.LSN
+	// AfterEpoch, when positive, ignores every transaction up to and including the one in which
+	// ficus.ownership shows this epoch or a later one.
+	AfterEpoch int64
+	// Received says how far the source has been received; everything that ends up to there is in
+	// Stream. With it an idle source can be stopped at a position where no transaction ends.
+	// Default: never says so.
+	Received func() change.LSN
+	// Touch records the keys of changed rows in Stream, durably before the rows are committed.
+	Touch bool
+
+	// MaxRows and MaxBytes bound a batch, and with it memory: about three batches are in memory at
+	// a time. Defaults: 10,000 rows; 8 MiB.
+	MaxRows, MaxBytes int
+	// MaxDelay is how long a transaction waits for company while the destination is idle.
+	// Default: it does not wait.
+	MaxDelay time.Duration
+
+	// Log receives what an operator may want to know. Default: nothing.
+	Log *slog.Logger
+	// Events are called as things happen. Default: nothing is called.
+	Events Events
+}
+
+// Events are callbacks; those that are nil are not called. They must not block.
+type Events struct {
+	Committed    func(Commit)    // a target transaction
+	Disconnected func(err error) // the destination was lost and will be tried again
+}
+
+// A Commit is one target transaction.
+type Commit struct {
+	Transactions, Rows int
+	Replayed           bool       // the fast path was refused
+	End                change.LSN // where the destination stands now
+}
+
+// Stats counts what this Applier has committed since it was made.
+type Stats struct {
+	Transactions, Rows int64
+	Batches            int64     // target transactions
+	Replayed           int64     // of these, how many the database refused at first
+	LastCommit         time.Time // of the last applied transaction, at the source
+}
+
+// An Applier applies one stream to one destination. All methods but Run are safe for concurrent use.
+type Applier struct {
+	cfg     Config
+	limits  limits
+	log     log
+	sources map[schema.Name]*transform.Mapping
+	gate    *gate
+}
+
+// New returns an Applier that does nothing until Run.
+func New(cfg Config) (*Applier, error) {
+	if cfg.Stream == nil {
+		return nil, errors.New("apply: no stream")
+	}
+	return newApplier(cfg, storeLog{cfg.Stream})
+}
+
+func newApplier(cfg Config, log log) (*Applier, error) {
+	if cfg.DSN.IsZero() || cfg.Link == "" {
+		return nil, errors.New("apply: no destination or no link name")
+	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Received == nil {
+		cfg.Received = func() change.LSN { return 0 }
+	}
+	a := &Applier{
+		cfg: cfg, log: log, sources: map[schema.Name]*transform.Mapping{},
+		limits: limits{rows: cmp.Or(cfg.MaxRows, 10_000), bytes: cmp.Or(cfg.MaxBytes, 8<<20), delay: cfg.MaxDelay},
+	}
+	for i := range cfg.Mappings {
+		m := &cfg.Mappings[i]
+		if a.sources[m.Source.Name] != nil {
+			return nil, fmt.Errorf("apply: two mappings of table %s", m.Source.Name.Display())
+		}
+		a.sources[m.Source.Name] = m
+	}
+	a.gate = newGate(a.idleAt)
+	return a, nil
+}
+
+// idleAt implements gate.idleAt. What was received is read before the head: everything received by
+// then is in the log by then.
+func (a *Applier) idleAt(applied change.LSN) change.LSN {
+	if received := a.cfg.Received(); applied >= a.log.Head() {
+		return received
+	}
+	return 0
+}
+
+// Applied returns the end of the last transaction committed at the destination, durably; 0 before
+// the first session has read it.
+func (a *Applier) Applied() change.LSN { return a.gate.read().applied }
+
+// Stats returns the counters.
+func (a *Applier) Stats() Stats { return a.gate.read().stats }
+
+// Wait returns once the destination stands at lsn or behind it. It fails when Run does.
+func (a *Applier) Wait(ctx context.Context, lsn change.LSN) error {
+	err := a.gate.wait(ctx, false, func(s state) (bool, error) { return s.applied >= lsn, nil })
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", lsn, err)
+	}
+	return nil
+}
+
+// WaitSignal returns once the nonce, written to ficus.signal at the source, is committed at the
+// destination together with everything before it. It fails when Run does.
+func (a *Applier) WaitSignal(ctx context.Context, nonce string) error {
+	err := a.gate.wait(ctx, false, func(s state) (bool, error) { return slices.Contains(s.signals, nonce), nil })
+	if err != nil {
+		return fmt.Errorf("wait for signal %s: %w", nonce, err)
+	}
+	return nil
+}
+
+// StopAt returns once everything that ends at or before lsn is committed at the destination, and
+// nothing after it. Applying stands still from then until release, which may be called twice.
+// The error wraps ErrPassed when the destination is past lsn already.
+//
+// lsn is the end of a transaction or any position between two. When no transaction is there after
+// lsn, Config.Received tells that none can come before it either.
+//
+// StopAt(ctx, 0) stops at the next border of a target transaction, wherever that is. A stop at a
+// position takes over from it: one that wants to stop at a position that is yet to be found stops
+// at 0, finds the position, stops there, and then releases the first stop.
+func (a *Applier) StopAt(ctx context.Context, lsn change.LSN) (release func(), err error) {
+	return a.gate.stopAt(ctx, lsn)
+}
+
+// Run applies until ctx is done, whose cause it returns, or until an error that no retry mends: a
+// *RowError, one that wraps ErrSchemaChanged, or one of the event store. Lost connections are made
+// again. It may be called again after it has returned.
+func (a *Applier) Run(ctx context.Context) error {
+	a.gate.update(func(s *state) { s.ended = nil })
+	err := a.run(ctx)
+	a.gate.update(func(s *state) { s.ended, s.writing, s.standing = err, 0, 0 })
+	return err
+}
+
+func (a *Applier) run(ctx context.Context) error {
+	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 15 * time.Second}
+	for {
+		err := a.session(ctx, retry.Reset)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !retryable(err) {
+			return fmt.Errorf("apply to %s: %w", a.cfg.DSN, err)
+		}
+		a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "destination lost, will reconnect", slog.String("link", a.cfg.Link), slog.Any("err", err))
+		if f := a.cfg.Events.Disconnected; f != nil {
+			f(err)
+		}
+		if err := retry.Wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// session applies over one connection until it fails; it calls progress after each commit.
+func (a *Applier) session(ctx context.Context, progress func()) error {
+	conn, err := a.cfg.DSN.Connect(ctx, "apply")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		_ = conn.Close(ctx) // what was not committed is not wanted
+	}()
+	if err := a.prepareSession(ctx, conn); err != nil {
+		return err
+	}
+	targets, err := loadTargets(ctx, conn, a.cfg.Mappings)
+	if err != nil {
+		return err
+	}
+	at, err := startProgress(ctx, conn, a.cfg.Link, a.cfg.Start)
+	if err != nil {
+		return err
+	}
+	a.gate.update(func(s *state) {
+		s.applied, s.writing, s.standing = at.lsn, 0, 0
+		if at.signal != "" && !slices.Contains(s.signals, at.signal) {
+			s.signals = append(s.signals, at.signal)
+		}
+	})
+
+	reader := a.log.Read(at.lsn)
+	defer reader.Close() //nolint:errcheck // it holds nothing
+	pins, err := reader.Pins()
+	if err != nil {
+		return err
+	}
+	w := &writer{conn: conn, link: a.cfg.Link, at: at.lsn, shapes: map[shape]*prepared{}}
+	if a.cfg.Touch {
+		w.touch = a.log.Touch
+	}
+	chunks, batches := make(chan eventstore.Chunk, 2), make(chan *batch)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return fetch(ctx, reader, chunks) })
+	g.Go(func() error { return newCollector(a, at, targets, batches).run(ctx, pins, chunks) })
+	g.Go(func() error { return a.writeAll(ctx, w, batches, progress) })
+	return g.Wait()
+}
+
+// prepareSession sets the session up. As a replica, the session fires neither triggers nor foreign
+// keys; a role that may not say so is given a destination without them, until it is promoted.
+func (a *Applier) prepareSession(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.PgConn().Exec(ctx, settings).ReadAll(); err != nil {
+		return fmt.Errorf("set up the session: %w", err)
+	}
+	_, err := conn.Exec(ctx, `SET session_replication_role = replica`)
+	if pg.Code(err) == pg.CodeInsufficientPrivlege {
+		a.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "role may not act as a replica: triggers of the destination will fire",
+			slog.String("link", a.cfg.Link))
+		return nil
+	}
+	return hint.Wrap(err, "the destination must be a PostgreSQL server")
+}
+
+// fetch passes on the chunks of the log, copied: the batches keep parts of them.
+func fetch(ctx context.Context, reader logReader, chunks chan<- eventstore.Chunk) error {
+	for {
+		c, err := reader.Next(ctx)
+		if err != nil {
+			return err
+		}
+		c.Data = slices.Clone(c.Data)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case chunks <- c:
+		}
+	}
+}
+
+// writeAll writes batches as they come, where the gate lets it.
+func (a *Applier) writeAll(ctx context.Context, w *writer, batches <-chan *batch, progress func()) error {
+	for {
+		var b *batch
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case b = <-batches:
+		}
+		if b.err != nil {
+			return b.err
+		}
+		for b != nil {
+			n, err := a.gate.enter(ctx, b.txns)
+			if err != nil {
+				return err
+			}
+			var now *batch
+			now, b = b.cut(n)
+			if err := w.write(ctx, now); err != nil {
+				return err
+			}
+			if !now.more {
+				a.committed(w, now)
+				progress()
+			}
+		}
+	}
+}
+
+// committed makes known what was committed.
+func (a *Applier) committed(w *writer, b *batch) {
+	rows := len(b.ops) + w.rows
+	a.gate.update(func(s *state) {
+		s.applied, s.writing = w.at, 0
+		for _, t := range b.txns {
+			s.signals = append(s.signals, t.signals...)
+		}
+		if n := len(s.signals); n > keptSignals {
+			s.signals = slices.Delete(s.signals, 0, n-keptSignals)
+		}
+		s.stats.Transactions += int64(len(b.txns))
+		s.stats.Rows += int64(rows)
+		s.stats.Batches++
+		if w.replayed {
+			s.stats.Replayed++
+		}
+		s.stats.LastCommit = b.txns[len(b.txns)-1].at
+	})
+	if f := a.cfg.Events.Committed; f != nil {
+		f(Commit{Transactions: len(b.txns), Rows: rows, Replayed: w.replayed, End: w.at})
+	}
+	w.replayed, w.rows = false, 0
+}

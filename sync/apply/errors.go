@@ -1,0 +1,103 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
+)
+
+// ErrSchemaChanged says that a table of the source or the target is not what its mapping was made
+// from. Nothing of the transaction that showed it has been applied.
+var ErrSchemaChanged = errors.New("table changed its definition")
+
+// ErrNoSuchRow says that an update or delete did not hit exactly the row it was meant for.
+var ErrNoSuchRow = errors.New("row is not there")
+
+// ErrPassed says that the destination already stands behind the position asked for.
+var ErrPassed = errors.New("destination is already past that position")
+
+// errMoved says that somebody else wrote our progress row: an earlier session of ours that was cut
+// off while it committed, or a second applier of the same link.
+var errMoved = errors.New("progress was moved by another session")
+
+// A RowError is a row that the destination refused. The applier stops in front of the transaction
+// that holds it.
+type RowError struct {
+	Table schema.Name // at the destination
+	Op    string      // "insert", "update", "delete", "truncate"
+	Key   string      // the row's key, "id=5"; "" for a table without key
+	End   change.LSN  // end of the source transaction; 0 when it is not known yet
+	Err   error
+}
+
+func (e *RowError) Error() string {
+	row := "a row"
+	if e.Key != "" {
+		row = "row " + e.Key
+	}
+	return fmt.Sprintf("%s %s of %s: %v", e.Op, row, e.Table.Display(), e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *RowError) Unwrap() error { return e.Err }
+
+// refusal is an error of the server without the row values that its text may quote.
+type refusal struct{ err *pgconn.PgError }
+
+func (r *refusal) Error() string {
+	text := r.err.Message
+	if strings.HasPrefix(r.err.Code, "22") { // data exceptions quote the offending value
+		first, last := strings.IndexByte(text, '"'), strings.LastIndexByte(text, '"')
+		if first >= 0 && first < last {
+			text = text[:first+1] + "…" + text[last:]
+		}
+	}
+	return fmt.Sprintf("%s (SQLSTATE %s)", text, r.err.Code)
+}
+
+func (r *refusal) Unwrap() error { return r.err }
+
+// withoutValues hides row values that a server error may quote.
+func withoutValues(err error) error {
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) {
+		return &refusal{pe}
+	}
+	return err
+}
+
+// refused reports whether the database, asked another way, may still take the same rows.
+func refused(err error) bool {
+	return errors.Is(err, ErrNoSuchRow) || pg.Code(err) != "" && !pg.Retryable(err)
+}
+
+// retryable reports whether a new session may do what this one could not.
+func retryable(err error) bool {
+	return errors.Is(err, errMoved) || !errors.Is(err, context.Canceled) && pg.Retryable(err)
+}
+
+// advise says what an operator can do about a row that was refused.
+func advise(err error, table schema.Name) error {
+	name := table.Display()
+	switch code := pg.Code(err); {
+	case errors.Is(err, ErrNoSuchRow):
+		return hint.Wrap(err, "somebody else changed %s at the destination: run ficus verify to see what differs, put the row back and resume", name)
+	case strings.HasPrefix(code, "23"):
+		return hint.Wrap(err, "a row at the destination that the source does not have is in the way, or %s has a constraint that the source lacks: remove it and resume", name)
+	case strings.HasPrefix(code, "22"):
+		return hint.Wrap(err, "a column of %s is narrower than at the source: widen it and resume", name)
+	case code == pg.CodeInsufficientPrivlege:
+		return hint.Wrap(err, "grant the role INSERT, UPDATE, DELETE and TRUNCATE on %s and resume", name)
+	case strings.HasPrefix(code, "42"):
+		return hint.Wrap(err, "compare the definition of %s at the destination with the source, and the rules that the playbook has for it", name)
+	}
+	return err
+}

@@ -1,0 +1,304 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+)
+
+const (
+	// flushBytes is how much of a pipeline is buffered before it goes out, so that the server
+	// starts on the first statements while the last are still being encoded.
+	flushBytes = 64 << 10
+
+	// keptStatements bounds the prepared statements: a table with many large columns can have as
+	// many shapes as there are sets of unchanged ones.
+	keptStatements = 500
+)
+
+// settings of the writer's session. Row triggers and foreign keys do not fire; see open.
+//
+// Plans are generic: planning a statement again for every batch costs more than running it, and
+// PostgreSQL expects ten rows of an array it does not know, for which it picks the index. Without
+// sequential scans it picks it also while the table was never analyzed.
+const settings = `
+SET synchronous_commit = on;
+SET row_security = off;
+SET jit = off;
+SET xmloption = content;
+SET plan_cache_mode = force_generic_plan;
+SET enable_seqscan = off`
+
+// A writer writes batches to the destination, over one connection.
+type writer struct {
+	conn   *pgx.Conn
+	link   string
+	at     change.LSN // the destination stands here
+	open   bool       // a target transaction is open: parts of a large one are in it
+	shapes map[shape]*prepared
+	touch  func(context.Context, []eventstore.Touched) error // nil when keys are not recorded
+
+	replayed bool // the batch, or a part before it, took the slow path
+	rows     int  // of the parts before the batch
+}
+
+// prepared is a statement that the server knows.
+type prepared struct {
+	name string // "" for a statement that is sent as text
+	text string
+	args []arg
+}
+
+// A command is one statement in a pipeline.
+type command struct {
+	prepared
+	params [][]byte
+	binary bool
+	check  func(pgconn.CommandTag) error // nil when any result will do
+}
+
+func simple(text string, params ...string) command {
+	c := command{prepared: prepared{text: text}}
+	for _, p := range params {
+		c.params = append(c.params, []byte(p))
+	}
+	return c
+}
+
+// write brings one batch to the destination. Unless more parts follow, it is committed on return.
+func (w *writer) write(ctx context.Context, b *batch) error {
+	if err := w.writeOps(ctx, b); err != nil {
+		return err
+	}
+	if w.touch != nil {
+		if err := w.touch(ctx, touched(b)); err != nil {
+			return fmt.Errorf("record touched keys: %w", err)
+		}
+	}
+	if b.more {
+		w.rows += len(b.ops)
+		return nil
+	}
+	return w.commit(ctx, b)
+}
+
+// writeOps writes the rows: fast, and if the database does not take that, again in source order.
+func (w *writer) writeOps(ctx context.Context, b *batch) error {
+	begin := w.begin(b)
+	w.open = true
+	stmts, fast := planFolded(b.ops)
+	if fast {
+		if err := w.prepare(ctx, stmts); err != nil {
+			return err
+		}
+		_, err := w.run(ctx, begin, stmts)
+		if err == nil || !refused(err) {
+			return err
+		}
+		undo := simple("ROLLBACK")
+		if b.part {
+			undo, begin = simple("ROLLBACK TO SAVEPOINT part"), nil
+		}
+		if _, err := w.run(ctx, []command{undo}, nil); err != nil {
+			return err
+		}
+	}
+	w.replayed = true
+	stmts = planInOrder(b.ops)
+	if err := w.prepare(ctx, stmts); err != nil {
+		return err
+	}
+	failed, err := w.run(ctx, begin, stmts)
+	if err == nil || failed < 0 || !refused(err) {
+		return err
+	}
+	return rowError(b, &stmts[failed], err)
+}
+
+// begin returns what goes before a batch's rows. The progress row is locked first: a session of
+// ours that was cut off may still be committing what we are about to write again.
+func (w *writer) begin(b *batch) []command {
+	var cmds []command
+	if !w.open {
+		lock := simple(`SELECT FROM ficus.progress WHERE link = $1 AND lsn = $2::text::pg_lsn FOR UPDATE`, w.link, w.at.String())
+		lock.check = func(tag pgconn.CommandTag) error {
+			if tag.RowsAffected() != 1 {
+				return fmt.Errorf("progress of %s at %s: %w", w.link, w.at, errMoved)
+			}
+			return nil
+		}
+		cmds = append(cmds, simple("BEGIN"), lock)
+	}
+	if b.part {
+		cmds = append(cmds, simple("SAVEPOINT part"))
+	}
+	return cmds
+}
+
+// commit ends the target transaction and moves the progress with it.
+func (w *writer) commit(ctx context.Context, b *batch) error {
+	end := b.txns[len(b.txns)-1].end
+	signal, epoch := "", int64(0)
+	for _, t := range b.txns {
+		if n := len(t.signals); n > 0 {
+			signal = t.signals[n-1]
+		}
+		epoch = max(epoch, t.epoch)
+	}
+	move := simple(`UPDATE ficus.progress SET lsn = $2::text::pg_lsn, signal = coalesce(nullif($3, ''), signal),
+		epoch = coalesce(nullif($4::bigint, 0), epoch), updated_at = now() WHERE link = $1`,
+		w.link, end.String(), signal, strconv.FormatInt(epoch, 10))
+	commit := simple("COMMIT")
+	commit.check = func(tag pgconn.CommandTag) error {
+		if tag.String() != "COMMIT" {
+			return fmt.Errorf("transaction ended by %s", tag)
+		}
+		return nil
+	}
+	if _, err := w.run(ctx, []command{move, commit}, nil); err != nil {
+		return fmt.Errorf("commit everything up to %s: %w", end, err)
+	}
+	w.open, w.at = false, end
+	return nil
+}
+
+// run sends commands and statements in one go and checks what they did. When a statement fails its
+// index is returned, else -1.
+func (w *writer) run(ctx context.Context, cmds []command, stmts []stmt) (failed int, err error) {
+	pipe := w.conn.PgConn().StartPipeline(ctx)
+	defer func() {
+		if closed := pipe.Close(); err == nil && closed != nil {
+			failed, err = -1, withoutValues(closed)
+		}
+	}()
+	buffered := 0
+	send := func(c command) error {
+		var formats []int16
+		if c.binary {
+			formats = []int16{pgx.BinaryFormatCode}
+		}
+		if c.name != "" {
+			pipe.SendQueryPrepared(c.name, c.params, formats, nil)
+		} else {
+			pipe.SendQueryParams(c.text, c.params, nil, formats, nil)
+		}
+		for _, p := range c.params {
+			buffered += len(p)
+		}
+		if buffered < flushBytes {
+			return nil
+		}
+		buffered = 0
+		return pipe.Flush()
+	}
+	for _, c := range cmds {
+		if err := send(c); err != nil {
+			return -1, err
+		}
+	}
+	for i := range stmts {
+		if err := send(w.command(&stmts[i])); err != nil {
+			return -1, err
+		}
+	}
+	if err := pipe.Sync(); err != nil {
+		return -1, err
+	}
+	for _, c := range cmds {
+		if err := result(pipe, c.check); err != nil {
+			return -1, err
+		}
+	}
+	for i := range stmts {
+		if err := result(pipe, stmts[i].check); err != nil {
+			return i, err
+		}
+	}
+	return -1, nil
+}
+
+// result reads what one command did.
+func result(pipe *pgconn.Pipeline, check func(pgconn.CommandTag) error) error {
+	res, err := pipe.GetResults()
+	if err != nil {
+		return withoutValues(err)
+	}
+	rr, ok := res.(*pgconn.ResultReader)
+	if !ok {
+		return fmt.Errorf("unexpected %T from the server", res)
+	}
+	tag, err := rr.Close()
+	if err != nil {
+		return withoutValues(err)
+	}
+	if check == nil {
+		return nil
+	}
+	return check(tag)
+}
+
+// prepare makes the server know the statements' shapes.
+func (w *writer) prepare(ctx context.Context, stmts []stmt) error {
+	if len(w.shapes) > keptStatements {
+		if _, err := w.conn.PgConn().Exec(ctx, "DEALLOCATE ALL").ReadAll(); err != nil {
+			return err
+		}
+		clear(w.shapes)
+	}
+	for i := range stmts {
+		s := stmts[i].shape
+		if s.verb == verbTruncate || w.shapes[s] != nil {
+			continue
+		}
+		p := &prepared{name: "s" + strconv.Itoa(len(w.shapes))}
+		p.text, p.args = s.sql()
+		if _, err := w.conn.PgConn().Prepare(ctx, p.name, p.text, nil); err != nil {
+			name := s.table.target.name
+			return advise(fmt.Errorf("prepare the %s of %s: %w", s.verb, name.Display(), withoutValues(err)), name)
+		}
+		w.shapes[s] = p
+	}
+	return nil
+}
+
+func (w *writer) command(s *stmt) command {
+	if s.shape.verb == verbTruncate {
+		text, _ := s.shape.sql()
+		return simple(text)
+	}
+	p := w.shapes[s.shape]
+	return command{prepared: *p, params: textArrays(p.args, s.rows), binary: true}
+}
+
+// check compares how many rows a statement hit with how many it was for. Where a mapping has a
+// condition not every row is at the destination, and only too many would be wrong.
+func (s *stmt) check(tag pgconn.CommandTag) error {
+	if s.shape.verb == verbTruncate {
+		return nil
+	}
+	hit, want := tag.RowsAffected(), int64(len(s.rows))
+	if hit == want || hit < want && s.shape.table.mapping.Where != "" {
+		return nil
+	}
+	return fmt.Errorf("%w: %d of %d", ErrNoSuchRow, hit, want)
+}
+
+// rowError says which row, of those written one by one, the database refused.
+func rowError(b *batch, s *stmt, err error) error {
+	t := s.shape.table
+	e := &RowError{Table: t.target.name, Op: s.source.kind.String(), Key: t.keyText(s.source), Err: err}
+	if errors.Is(err, ErrNoSuchRow) {
+		e.Err = ErrNoSuchRow // not how many: it was for one
+	}
+	if !b.part {
+		e.End = b.endOf(s.source)
+	}
+	return advise(e, t.target.name)
+}
