@@ -17,6 +17,7 @@ type Status struct {
 	Step       string    `json:"step,omitempty"`        // what is being done within the phase
 	WaitingFor string    `json:"waiting_for,omitempty"` // name of the gate or "approval"
 	Paused     bool      `json:"paused"`
+	Running    bool      `json:"running"` // this process drives it now
 	Error      string    `json:"error,omitempty"`
 	Hint       string    `json:"hint,omitempty"`
 	StartedAt  time.Time `json:"started_at"`
@@ -27,12 +28,14 @@ type Status struct {
 
 	Tables     []TableProgress `json:"tables,omitempty"`
 	Copied     *Copied         `json:"copied,omitempty"`
-	Build      *Build          `json:"build,omitempty"` // indexes and constraints after the load
+	Build      *Build          `json:"build,omitempty"`   // indexes and constraints after the load
+	Checked    *Progress       `json:"checked,omitempty"` // of a comparison that runs
 	Lag        *Lag            `json:"lag,omitempty"`
 	Gates      []GateState     `json:"gates,omitempty"`
 	Proof      *Proof          `json:"proof,omitempty"`       // the newest exact one
 	FenceProof *Proof          `json:"fence_proof,omitempty"` // the delta proof of the last promotion
 	ReadsOn    int             `json:"reads_percent"`         // of read-only traffic, on the side that does not own
+	Blockers   []Blocker       `json:"blockers,omitempty"`    // writers that a closing fence waits for
 	Promotions []Promotion     `json:"promotions,omitempty"`  // oldest first, rollbacks included
 	Phases     []PhaseTime     `json:"phases"`                // how long each took, in order
 
@@ -86,9 +89,9 @@ type RollbackVerdict struct {
 
 // An Event is one line of a migration's story, for terminals, the API's event stream and logs.
 type Event struct {
-	Seq     int64          `json:"seq"`
+	Seq     int64          `json:"seq"` // 0: a passing event, not kept
 	Time    time.Time      `json:"time"`
-	Type    string         `json:"type"` // phase, step, gate, progress, proof, promotion, command, error, result
+	Type    string         `json:"type"` // phase, step, gate, progress, proof, promotion, command, owner, finding, link, error, result
 	Phase   Phase          `json:"phase"`
 	Message string         `json:"message"`
 	Actor   string         `json:"actor,omitempty"`

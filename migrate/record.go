@@ -1,0 +1,318 @@
+package migrate
+
+// The journal holds one JSON object per record:
+//
+//	{"seq":7,"time":…,"type":"step","phase":"copying","message":"load: done","data":{"step":"load","state":"done",…}}
+//
+// which is the Event as surfaces show it; its data is a fact, from which the state is folded.
+// Records are only appended. Passing events (progress) are not in it.
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Event types.
+const (
+	eventPhase     = "phase"
+	eventStep      = "step"
+	eventGate      = "gate"
+	eventProgress  = "progress"
+	eventProof     = "proof"
+	eventPromotion = "promotion"
+	eventCommand   = "command"
+	eventError     = "error"
+	eventOwner     = "owner"
+	eventFinding   = "finding"
+	eventLink      = "link"
+)
+
+// stepState is what a record says of a step.
+type stepState string
+
+const (
+	stepStarted stepState = "started"
+	stepDone    stepState = "done"
+	stepFailed  stepState = "failed"
+	stepUndone  stepState = "undone"
+)
+
+// A record is an event with what the fold needs; a fact replaces the event's Data.
+type record struct {
+	Event
+
+	Fact fact `json:"data,omitzero"`
+}
+
+// A fact is the part of an event that changes the state. Unused fields stay empty.
+type fact struct {
+	Step  string        `json:"step,omitempty"`
+	State stepState     `json:"state,omitempty"`
+	Took  time.Duration `json:"took_ns,omitempty"`
+
+	FailedIn Phase  `json:"failed_in,omitempty"` // where a resumed migration goes on
+	Error    string `json:"error,omitempty"`
+	Hint     string `json:"hint,omitempty"`
+	Undone   bool   `json:"undone,omitempty"` // a promotion took itself back
+	Park     string `json:"park,omitempty"`   // what a person must do before it is tried again
+
+	Verb Verb   `json:"verb,omitempty"`
+	Gate string `json:"gate,omitempty"`
+	Open bool   `json:"open,omitempty"`
+
+	Owner     Side       `json:"owner,omitempty"`
+	Epoch     int64      `json:"epoch,omitempty"`
+	Attempt   int64      `json:"attempt,omitempty"` // epoch that a promotion tries
+	Reads     *int       `json:"reads_percent,omitempty"`
+	Sequences int        `json:"sequences,omitempty"`
+	Copied    *Copied    `json:"copied,omitempty"`
+	Proof     *Proof     `json:"proof,omitempty"`
+	Fenced    bool       `json:"fenced,omitempty"` // the proof was made while nobody could write
+	Promotion *Promotion `json:"promotion,omitempty"`
+	Finding   *Finding   `json:"finding,omitempty"`
+}
+
+// state is all that survives a restart: the fold of the journal's records.
+type state struct {
+	seq        int64
+	phase      Phase
+	phaseSince time.Time
+	startedAt  time.Time
+	failedIn   Phase
+	step       string          // started and neither done nor failed
+	done       map[string]bool // steps of the present phase
+	err, hint  string
+
+	paused    bool
+	wish      Verb              // rollback, complete or cancel, asked for and not yet done
+	goOn      bool              // "promote" was said: Until no longer holds
+	parked    string            // what a person must do first, after a failure
+	undone    int               // promotions that undid themselves, in a row
+	approvals map[string]string // gate -> who
+
+	owner   Side
+	epoch   int64 // highest seen in the databases
+	attempt int64 // highest that a promotion tried
+	passing bool  // own was begun and is not undone: the point of no return may be behind us
+
+	copied     *Copied
+	proof      *Proof // newest exact one that was not refuted
+	fenceProof *Proof
+	proven     Proof // newest whole proof, exact or fenced; zero when none holds
+	provenFor  Side  // the owner it was made for; "" both: nobody could write
+	reads      int
+	closedAt   time.Time // when the present attempt began to close the gate
+	sequences  int
+	promotions []Promotion
+	phases     []PhaseTime
+}
+
+func newState() state {
+	return state{phase: Pending, owner: Source, done: map[string]bool{}, approvals: map[string]string{}}
+}
+
+// clone returns a copy that shares nothing that changes.
+func (s *state) clone() state {
+	c := *s
+	c.done = maps.Clone(s.done)
+	c.approvals = maps.Clone(s.approvals)
+	c.promotions = slices.Clone(s.promotions)
+	c.phases = slices.Clone(s.phases)
+	return c
+}
+
+// apply folds one record into the state. It is the only writer of a state, live and on replay.
+func (s *state) apply(r record) {
+	s.seq = r.Seq
+	if s.startedAt.IsZero() {
+		s.startedAt = r.Time
+	}
+	f := r.Fact
+	switch r.Type {
+	case eventPhase:
+		s.applyPhase(r)
+	case eventStep:
+		s.applyStep(r)
+	case eventCommand:
+		s.applyCommand(r)
+	case eventProof:
+		s.applyProof(f)
+	case eventPromotion:
+		s.promotions = slices.DeleteFunc(s.promotions, func(p Promotion) bool { return p.Epoch == f.Promotion.Epoch })
+		s.promotions = append(s.promotions, *f.Promotion)
+	case eventOwner:
+		s.owner, s.epoch = f.Owner, f.Epoch
+	case eventError:
+		s.err, s.hint, s.parked = f.Error, f.Hint, f.Park
+	}
+	if e := max(f.Attempt, f.Epoch); e > s.attempt { // nothing of an earlier attempt belongs to this one
+		s.attempt, s.closedAt, s.fenceProof, s.sequences = e, time.Time{}, nil, 0
+	}
+}
+
+func (s *state) applyPhase(r record) {
+	if n := len(s.phases); n > 0 {
+		s.phases[n-1].Took = r.Time.Sub(s.phases[n-1].Start)
+	}
+	s.phases = append(s.phases, PhaseTime{Phase: r.Phase, Start: r.Time})
+	back := s.phase == Failed && r.Phase == s.failedIn // goes on at the step that failed
+	s.phase, s.phaseSince, s.failedIn, s.step = r.Phase, r.Time, r.Fact.FailedIn, ""
+	s.passing = false
+	if !back && r.Phase != Failed {
+		clear(s.done)
+	}
+	s.err, s.hint = r.Fact.Error, r.Fact.Hint
+
+	switch {
+	case r.Fact.Undone:
+		s.undone++
+		if r.Fact.Park != "" {
+			s.parked, s.undone = r.Fact.Park, 0
+			if s.wish == Rollback {
+				s.wish = ""
+			}
+		}
+	case r.Phase == Promoted || r.Phase == RolledBack:
+		s.wish, s.parked, s.undone, s.goOn, s.reads = "", "", 0, false, 0
+		clear(s.approvals)
+	case r.Phase == Completed || r.Phase == Cancelled:
+		s.wish, s.parked, s.reads = "", "", 0
+	}
+}
+
+func (s *state) applyStep(r record) {
+	f := r.Fact
+	switch f.State {
+	case stepStarted:
+		s.step = f.Step
+		if f.Step == stepCloseGate {
+			s.closedAt = r.Time
+		}
+		s.passing = s.passing || f.Step == stepOwn
+	case stepDone:
+		s.step = ""
+		s.done[f.Step] = true
+		if f.Copied != nil {
+			s.copied = f.Copied
+		}
+		if f.Step == stepSequences {
+			s.sequences = f.Sequences
+		}
+	case stepFailed:
+		s.step = ""
+	case stepUndone:
+		s.step = ""
+		s.passing = s.passing && f.Step != stepOwn
+	}
+	if f.Reads != nil {
+		s.reads = *f.Reads
+	}
+}
+
+func (s *state) applyCommand(r record) {
+	switch r.Fact.Verb {
+	case Approve:
+		s.approvals[r.Fact.Gate] = r.Actor
+	case Pause:
+		s.paused = true
+	case Resume:
+		s.paused, s.parked, s.err, s.hint = false, "", "", ""
+	case Promote:
+		s.goOn, s.parked, s.undone, s.err, s.hint = true, "", 0, "", ""
+	case Rollback, Complete, Cancel:
+		s.wish = r.Fact.Verb
+	}
+}
+
+func (s *state) applyProof(f fact) {
+	if f.Proof == nil { // what was proved no longer holds
+		s.proof, s.proven = nil, Proof{}
+		return
+	}
+	if f.Fenced {
+		s.fenceProof = f.Proof
+	} else if f.Proof.Kind == "exact" {
+		s.proof = f.Proof
+	}
+	switch {
+	case f.Proof.Differences > 0:
+		s.proven = Proof{}
+	case f.Fenced:
+		s.proven, s.provenFor = *f.Proof, ""
+	case f.Proof.Kind == "exact":
+		s.proven, s.provenFor = *f.Proof, f.Owner
+	}
+}
+
+// replay folds the whole journal.
+func replay(j Journal) (state, error) {
+	s := newState()
+	err := j.Scan(func(b []byte) error {
+		var r record
+		if err := json.Unmarshal(b, &r); err != nil {
+			return fmt.Errorf("read journal record after %d: %w", s.seq, err)
+		}
+		s.apply(r)
+		return nil
+	})
+	return s, err
+}
+
+// emit journals an event, folds it and tells everybody. check, when given, decides first, with the
+// state as the record will find it. Nothing has happened when it returns an error.
+func (m *Migration) emit(e Event, f fact, check func(*state) error) error {
+	return m.write(e, f, check, false)
+}
+
+// note is emit for what has happened already and must not be stopped by a journal that fails: the
+// databases hold the truth, and a later process finds it there.
+func (m *Migration) note(e Event, f fact) {
+	_ = m.write(e, f, nil, true) // always nil when forced
+}
+
+func (m *Migration) write(e Event, f fact, check func(*state) error, force bool) error {
+	// Orders the journal, the state and the callbacks alike, so it is held across the append.
+	m.journal.Lock()
+	defer m.journal.Unlock()
+
+	m.mu.Lock()
+	s := &m.mu.state
+	if check != nil {
+		if err := check(s); err != nil {
+			m.mu.Unlock()
+			return err
+		}
+	}
+	e.Seq, e.Time = s.seq+1, time.Now().UTC()
+	if e.Phase == "" {
+		e.Phase = s.phase
+	}
+	m.mu.Unlock()
+
+	line, err := json.Marshal(record{Event: e, Fact: f})
+	if err != nil {
+		return fmt.Errorf("write the journal: %w", err)
+	}
+	if err := m.cfg.Journal.Append(line); err != nil {
+		if !force {
+			return fmt.Errorf("write the journal: %w", err)
+		}
+		m.cfg.Log.LogAttrs(context.Background(), slog.LevelError, "journal refused a record", slog.String("event", e.Message), slog.Any("err", err))
+	}
+	if err := json.Unmarshal(line, &e); err != nil { // gives the event its fact as plain data
+		return fmt.Errorf("write the journal: %w", err)
+	}
+
+	m.mu.Lock()
+	m.mu.state.apply(record{Event: e, Fact: f})
+	m.keepLocked(e)
+	m.changedLocked()
+	m.mu.Unlock()
+	m.cfg.Events(e)
+	return nil
+}

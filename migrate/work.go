@@ -1,0 +1,272 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+)
+
+// The steps before a promotion, in the order of the table in steps.go.
+
+func (m *Migration) preflight(ctx context.Context, _ *attempt) error {
+	findings, err := m.cfg.Preflight(ctx)
+	if err != nil {
+		return err
+	}
+	var bad []error
+	for _, f := range findings {
+		message := fmt.Sprintf("%s: %s: %s", f.Severity, f.Check, f.Message)
+		if err := m.emit(Event{Type: eventFinding, Message: message}, fact{Finding: &f}, nil); err != nil {
+			return err
+		}
+		if f.Severity == SeverityError {
+			err := errors.New(f.Message)
+			if f.Object != "" {
+				err = fmt.Errorf("%s: %s", f.Object, f.Message) //nolint:errorlint // plain text, nothing to wrap
+			}
+			if f.Fix != "" {
+				err = hint.Wrap(err, "%s", f.Fix)
+			}
+			bad = append(bad, err)
+		}
+	}
+	return errors.Join(bad...)
+}
+
+func (m *Migration) install(ctx context.Context, _ *attempt) error {
+	for _, side := range []Side{Source, Target} {
+		if err := m.database(side).Install(ctx, m.cfg.Name, Source); err != nil {
+			return fmt.Errorf("on the %s: %w", side, err)
+		}
+	}
+	o, err := m.cfg.Source.Ownership(ctx)
+	if err != nil {
+		return fmt.Errorf("read the ownership of the source: %w", err)
+	}
+	if err := m.cfg.Router.Release(ctx, Source, o.Epoch); err != nil {
+		return fmt.Errorf("lead clients to the source: %w", err)
+	}
+	return m.emit(Event{Type: eventOwner, Message: "the source owns the data"}, fact{Owner: Source, Epoch: o.Epoch}, nil)
+}
+
+func (m *Migration) createTables(ctx context.Context, _ *attempt) error {
+	return m.cfg.Loader.CreateTables(ctx)
+}
+
+func (m *Migration) armTarget(ctx context.Context, _ *attempt) error {
+	return m.cfg.Target.Arm(ctx)
+}
+
+func (m *Migration) load(ctx context.Context, _ *attempt) error {
+	m.update(func(l *live) { l.tables = nil })
+	sum, err := m.cfg.Loader.Load(ctx, func(p TableProgress) {
+		m.update(func(l *live) {
+			if i := slices.IndexFunc(l.tables, func(t TableProgress) bool { return t.Table == p.Table }); i >= 0 {
+				l.tables[i] = p
+			} else {
+				l.tables = append(l.tables, p)
+			}
+		})
+		m.tell(Event{Type: eventProgress, Message: "copy " + p.Table, Data: map[string]any{"table": p}})
+	})
+	if err == nil {
+		m.update(func(l *live) { l.copied = &sum })
+	}
+	return err
+}
+
+func (m *Migration) build(ctx context.Context, _ *attempt) error {
+	return m.cfg.Loader.Finish(ctx, func(what string, done, total int) {
+		b := Build{What: what, Done: done, Total: total}
+		m.update(func(l *live) { l.build = &b })
+		m.tell(Event{Type: eventProgress, Message: "build " + what, Data: map[string]any{"build": b}})
+	})
+}
+
+func (m *Migration) catchUp(ctx context.Context, _ *attempt) error {
+	return m.waitGates(ctx, Following)
+}
+
+func (m *Migration) follow(ctx context.Context, _ *attempt) error {
+	// The operator's wish to go no further counts before the gates of what comes next.
+	if m.cfg.Settings.Until == Following {
+		if err := m.await(ctx, string(Promote), func(s *state) bool { return s.goOn }); err != nil {
+			return err
+		}
+	}
+	return m.waitGates(ctx, Verifying)
+}
+
+// prove compares everything until there is no difference; after each that finds some, a person
+// looks into it and says "promote".
+func (m *Migration) prove(ctx context.Context, _ *attempt) error {
+	for {
+		if s := m.snapshot(); s.parked != "" {
+			if err := m.await(ctx, s.parked, func(s *state) bool { return s.parked == "" }); err != nil {
+				return err
+			}
+		}
+		err := m.proveExact(ctx, Source)
+		if !errors.Is(err, ErrDifferences) {
+			return err
+		}
+		f := fact{Error: err.Error(), Hint: hint.Of(err), Park: GateProof}
+		if err := m.emit(Event{Type: eventError, Message: f.Error}, f, nil); err != nil {
+			return err
+		}
+	}
+}
+
+// proveExact compares everything over the link that runs from owner.
+func (m *Migration) proveExact(ctx context.Context, owner Side) error {
+	p, err := m.cfg.Verifier.Exact(ctx, owner, func(done, total int64) {
+		m.update(func(l *live) { l.checked = &Progress{Done: done, Total: total} })
+	})
+	if err != nil {
+		return fmt.Errorf("compare the databases: %w", err)
+	}
+	return m.proved(p, owner, false)
+}
+
+// proved journals a proof; differences are an error.
+func (m *Migration) proved(p Proof, owner Side, fenced bool) error {
+	if p.Time.IsZero() {
+		p.Time = time.Now().UTC()
+	}
+	message := fmt.Sprintf("%s proof: %d rows in %d tables, %d differences", p.Kind, p.Rows, p.Tables, p.Differences)
+	if err := m.emit(Event{Type: eventProof, Message: message}, fact{Proof: &p, Owner: owner, Fenced: fenced}, nil); err != nil {
+		return err
+	}
+	if p.Differences == 0 {
+		return nil
+	}
+	where := ""
+	if len(p.Samples) > 0 {
+		where = ", for example " + p.Samples[0]
+	}
+	return hint.Wrap(fmt.Errorf("%w: %d differences in %d rows%s", ErrDifferences, p.Differences, p.Rows, where),
+		"look at them with ficus verify, mend them (ficus verify --repair), then: ficus promote %s", m.cfg.Name)
+}
+
+func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {
+	if _, none := m.cfg.Router.(noRouter); none {
+		return nil
+	}
+	for _, percent := range m.cfg.Settings.ReadSteps {
+		if err := m.setReads(ctx, percent); err != nil {
+			return err
+		}
+		if err := sleep(ctx, m.cfg.Settings.ReadWatch); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		lag := copied(m.mu.live.lag)
+		m.mu.Unlock()
+		if lag != nil && !m.cfg.Settings.within(*lag) {
+			if err := m.setReads(ctx, 0); err != nil {
+				return err
+			}
+			return hint.Wrap(fmt.Errorf("%d percent of reads on the target: %s is more than the gate lets pass: reads are back on the source", percent, lagText(*lag)),
+				"find out what slows the target down, then: ficus resume %s", m.cfg.Name)
+		}
+	}
+	return nil
+}
+
+// setReads routes that percentage of read-only traffic to the side that does not own.
+func (m *Migration) setReads(ctx context.Context, percent int) error {
+	if err := m.cfg.Router.Reads(ctx, percent); err != nil {
+		return fmt.Errorf("route %d percent of reads: %w", percent, err)
+	}
+	message := fmt.Sprintf("%d percent of reads go to the side that does not own", percent)
+	return m.emit(Event{Type: eventStep, Message: message}, fact{Reads: &percent}, nil)
+}
+
+// promotionGates waits for a person after a promotion that failed for good, a while after one that
+// will be tried again, and then for the gates.
+func (m *Migration) promotionGates(ctx context.Context, _ *attempt) error {
+	s := m.snapshot()
+	switch {
+	case s.parked != "":
+		if err := m.await(ctx, s.parked, func(s *state) bool { return s.parked == "" }); err != nil {
+			return err
+		}
+	case s.undone > 0:
+		if err := sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
+			return err
+		}
+	}
+	if m.cfg.Settings.Until == ReadsSwitched {
+		if err := m.await(ctx, string(Promote), func(s *state) bool { return s.goOn }); err != nil {
+			return err
+		}
+	}
+	return m.waitGates(ctx, Promoting)
+}
+
+// standBy keeps the reverse link running until somebody wants something else.
+func (m *Migration) standBy(ctx context.Context, _ *attempt) error {
+	if s := m.snapshot(); s.wish == Rollback && s.undone > 0 {
+		if err := sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
+			return err
+		}
+	}
+	window := m.cfg.Settings.RollbackWindow
+	if window <= 0 {
+		return m.await(ctx, "", wantsRollback)
+	}
+	ends := m.snapshot().phaseSince.Add(window)
+	limited, cancel := context.WithDeadlineCause(ctx, ends, errTick)
+	defer cancel()
+	err := m.await(limited, "", wantsRollback)
+	if !errors.Is(err, errTick) {
+		return err
+	}
+	message := fmt.Sprintf("complete: the rollback window of %s is over", window)
+	return errors.Join(errInterrupted, m.emit(Event{Type: eventCommand, Message: message, Actor: "rollback window"}, fact{Verb: Complete}, nil))
+}
+
+func wantsRollback(s *state) bool { return s.wish == Rollback }
+
+// followAgain keeps the forward link running after a rollback.
+func (m *Migration) followAgain(ctx context.Context, _ *attempt) error {
+	return m.await(ctx, string(Promote), func(s *state) bool { return s.goOn })
+}
+
+// dropReverse and the following end a migration.
+func (m *Migration) dropReverse(ctx context.Context, _ *attempt) error {
+	m.stopLink()
+	if m.cfg.Reverse == nil {
+		return nil
+	}
+	return m.cfg.Reverse.Drop(ctx)
+}
+
+func (m *Migration) uninstallOwner(ctx context.Context, _ *attempt) error {
+	return m.cfg.Target.Uninstall(ctx)
+}
+
+func (m *Migration) readsToSource(ctx context.Context, _ *attempt) error {
+	return m.setReads(ctx, 0)
+}
+
+func (m *Migration) dropLinks(ctx context.Context, _ *attempt) error {
+	m.stopLink()
+	err := m.cfg.Forward.Drop(ctx)
+	if m.cfg.Reverse != nil {
+		err = errors.Join(err, m.cfg.Reverse.Drop(ctx))
+	}
+	return err
+}
+
+// uninstall frees the application first: what is left after a crash is on the target.
+func (m *Migration) uninstall(ctx context.Context, _ *attempt) error {
+	if err := m.cfg.Source.Uninstall(ctx); err != nil {
+		return err
+	}
+	return m.cfg.Target.Uninstall(ctx)
+}
