@@ -270,9 +270,13 @@ func (c *collector) row(r *change.Row) error {
 		return fmt.Errorf("table %s: column %q came in binary, which is not supported", t.mapping.Source.Name.Display(), r.Rel.Columns[i].Name)
 	}
 	o := c.batch.row(t, r)
-	if o.kind == opUpdate && t.computed && slices.ContainsFunc(o.row, func(v change.Value) bool { return v.Kind == change.Unchanged }) {
-		return hint.Wrap(fmt.Errorf("table %s: an update left out a large value that its rules need", t.mapping.Source.Name.Display()),
-			"ALTER TABLE %s REPLICA IDENTITY FULL on the source, and start this migration again", t.mapping.Source.Name)
+	if o.kind == opUpdate && t.computed {
+		for i, p := range t.params {
+			if p.read && o.row[i].Kind == change.Unchanged {
+				return hint.Wrap(fmt.Errorf("table %s: an update left out the large value of column %q, which a rule needs", t.mapping.Source.Name.Display(), p.name),
+					"ALTER TABLE %s REPLICA IDENTITY FULL on the source, and start this migration again", t.mapping.Source.Name)
+			}
+		}
 	}
 	c.batch.ops = append(c.batch.ops, o)
 	c.tx.ops++

@@ -146,13 +146,13 @@ func (s *shape) written(b *builder, old bool) (values []string, from, where stri
 	source := schema.QuoteIdent(t.mapping.Source.Name.Name)
 	for _, c := range t.columns {
 		if c.expr != "" {
-			values = append(values, "("+c.expr+")")
+			values = append(values, "("+c.expr+"\n)") // it may end in a comment
 		} else {
 			values = append(values, source+"."+schema.QuoteIdent(t.params[c.param].name))
 		}
 	}
 	if t.mapping.Where != "" {
-		where = " WHERE (" + t.mapping.Where + ")"
+		where = " WHERE (" + t.mapping.Where + "\n)"
 	}
 	return values, fmt.Sprintf("(SELECT %s FROM %s) AS %s", strings.Join(typed, ", "), b.u(), source), where
 }

@@ -3,6 +3,8 @@ package apply
 import (
 	"fmt"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -31,6 +33,7 @@ type param struct {
 	name  string
 	index int    // in the relation's tuples
 	cast  string // type at the source, for expressions
+	read  bool   // an expression, a condition or a column may use it
 }
 
 // A column is one target column.
@@ -79,6 +82,7 @@ func bind(rel *change.Relation, m *transform.Mapping, target *target) (*table, e
 	if err := t.bindKey(rel); err != nil {
 		return nil, err
 	}
+	t.markRead()
 	always := slices.ContainsFunc(t.columns, func(c column) bool { return c.always })
 	t.rewrites = t.computed || t.whole && always
 	return t, nil
@@ -94,6 +98,25 @@ func (t *table) addParam(rel *change.Relation, name string) int {
 	}
 	t.params = append(t.params, p)
 	return len(t.params) - 1
+}
+
+// markRead finds out which params of a computed table are used. It takes every word of the rules
+// for a column, and the table's name for all of them: too many rather than too few.
+func (t *table) markRead() {
+	text := t.mapping.Where
+	for _, c := range t.mapping.Columns {
+		text += " " + c.Expr
+	}
+	words := map[string]bool{}
+	for _, w := range strings.FieldsFunc(text, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
+		words[strings.ToLower(w)] = true
+	}
+	for i := range t.params {
+		p := &t.params[i]
+		p.read = words[strings.ToLower(p.name)] || words[strings.ToLower(t.mapping.Source.Name.Name)] ||
+			strings.Contains(text, schema.QuoteIdent(p.name)) ||
+			slices.ContainsFunc(t.columns, func(c column) bool { return c.param == i })
+	}
 }
 
 // bindKey decides how updates and deletes find their row: by the mapping's key where the stream
