@@ -1,0 +1,233 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/buffer"
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/hint"
+)
+
+// A door is one of the two ways in.
+type door string
+
+const (
+	readWrite door = "read-write"
+	readOnly  door = "read-only"
+)
+
+// A Gateway leads clients to the owner. Its methods are safe for concurrent use.
+type Gateway struct {
+	cfg   Config
+	users users
+	queue *buffer.Queue         // of those held on the read-write door
+	route atomic.Pointer[route] // where sessions belong; changed under mu
+	moves chan struct{}         // one token per move in progress
+	sweep chan struct{}         // tells Run to nudge idle sessions onto the present route
+
+	listening chan struct{} // closed when the doors are open
+	stopping  atomic.Bool
+	stalls    histogram
+	count     counters
+
+	mu struct {
+		sync.Mutex
+		doors    map[door]net.Addr
+		sessions map[*session]struct{}
+		keys     map[cancelKey]*session
+		clients  int   // connections, those still starting included
+		hold     *hold // the present one, nil for none
+		held     int64 // epoch of the newest Hold that a Release answered by a change of owner
+	}
+	work sync.WaitGroup // one per connection
+}
+
+// counters are what Stats reads.
+type counters struct{ moved, ended, refused, transactions atomic.Int64 }
+
+// Stats are the gateway's figures. Counters start at 0 with the process.
+type Stats struct {
+	Clients      int   // connections now, those still starting included
+	Sessions     int   // of them, with a server session
+	Held         int   // waiting for a Release now
+	Moved        int64 // sessions that went to another backend
+	Ended        int64 // sessions ended because they could not
+	Refused      int64 // transactions refused because the hold was too long or the queue full
+	Transactions int64 // units of work that ended outside a transaction block
+}
+
+// New checks cfg and reads the users file. It opens nothing.
+func New(cfg Config) (*Gateway, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	u, err := loadUsers(cfg.Users)
+	if err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	g := &Gateway{
+		cfg: cfg, users: u,
+		queue:     buffer.New(buffer.Config{MaxHeld: cfg.MaxHeld, MaxWait: cfg.HoldTimeout}),
+		moves:     make(chan struct{}, cfg.MaxMoves),
+		sweep:     make(chan struct{}, 1),
+		listening: make(chan struct{}),
+	}
+	g.mu.doors = map[door]net.Addr{}
+	g.mu.sessions = map[*session]struct{}{}
+	g.mu.keys = map[cancelKey]*session{}
+	g.mu.held = -1 // no epoch
+	g.route.Store(&route{owner: cfg.Owner, epoch: cfg.Epoch})
+	return g, nil
+}
+
+// Listening is closed once both doors are open.
+func (g *Gateway) Listening() <-chan struct{} { return g.listening }
+
+// Addr returns the read-write door's address, nil before it is open.
+func (g *Gateway) Addr() net.Addr { return g.addr(readWrite) }
+
+// ReadAddr returns the read-only door's address, nil before it is open or without one.
+func (g *Gateway) ReadAddr() net.Addr { return g.addr(readOnly) }
+
+func (g *Gateway) addr(d door) net.Addr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.doors[d]
+}
+
+// Stats returns the present figures.
+func (g *Gateway) Stats() Stats {
+	g.mu.Lock()
+	clients, sessions := g.mu.clients, len(g.mu.sessions)
+	g.mu.Unlock()
+	return Stats{
+		Clients: clients, Sessions: sessions, Held: g.queue.Len(),
+		Moved: g.count.moved.Load(), Ended: g.count.ended.Load(), Refused: g.count.refused.Load(),
+		Transactions: g.count.transactions.Load(),
+	}
+}
+
+// Run opens the doors and serves clients until ctx ends; then it ends sessions at their border,
+// the others after StopTimeout, and returns ctx's cause once every session is closed. Run it once.
+func (g *Gateway) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	life, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer abort(nil)
+	for _, d := range []door{readWrite, readOnly} {
+		if err := g.open(ctx, life, d, group); err != nil {
+			abort(err)
+			group.Go(func() error { return err }) // closes the door that is open
+			return group.Wait()
+		}
+	}
+	close(g.listening)
+	group.Go(func() error { return g.sweeper(ctx) })
+	err := group.Wait()
+
+	g.stopping.Store(true)
+	g.queue.Close()
+	g.nudge(func(*session) bool { return true })
+	closed := make(chan struct{})
+	go func() { // ends with the last session; waited for below
+		defer close(closed)
+		g.work.Wait()
+	}()
+	timer := time.NewTimer(g.cfg.StopTimeout)
+	defer timer.Stop()
+	select {
+	case <-closed:
+	case <-timer.C:
+		abort(errors.New("gateway stopped"))
+		<-closed
+	}
+	return err
+}
+
+// open starts listening at one door.
+func (g *Gateway) open(ctx, life context.Context, d door, group *errgroup.Group) error {
+	addr := g.cfg.Listen
+	if d == readOnly {
+		addr = g.cfg.ReadListen
+	}
+	if addr == "" {
+		return nil
+	}
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return hint.Wrap(fmt.Errorf("gateway: open the %s door: %w", d, err),
+			"choose another address, or stop what listens there")
+	}
+	g.mu.Lock()
+	g.mu.doors[d] = ln.Addr()
+	g.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	group.Go(func() error {
+		defer stop()
+		return g.accept(ctx, life, ln, d)
+	})
+	return nil
+}
+
+// accept serves whoever comes. ctx ends the accepting and what has not begun to work, life the sessions.
+func (g *Gateway) accept(ctx, life context.Context, ln net.Listener, d door) error {
+	defer ln.Close()
+	retry := backoff.Timer{Min: 5 * time.Millisecond, Max: time.Second}
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "accepting a client failed, will go on", slog.Any("err", err))
+			if err := retry.Wait(ctx); err != nil { // out of file descriptors, most likely
+				return err
+			}
+			continue
+		}
+		retry.Reset()
+		// One goroutine per client; Run waits for it.
+		g.work.Go(func() {
+			defer conn.Close()
+			g.serve(ctx, life, conn, d)
+		})
+	}
+}
+
+// admitClient counts a connection in, unless there are too many.
+func (g *Gateway) admitClient() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.mu.clients >= g.cfg.MaxClients {
+		return false
+	}
+	g.mu.clients++
+	return true
+}
+
+func (g *Gateway) clientGone() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.clients--
+}
+
+// nudge wakes the sessions that which selects, so that they look at the route.
+func (g *Gateway) nudge(which func(*session) bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for s := range g.mu.sessions {
+		if which(s) {
+			s.wake()
+		}
+	}
+}

@@ -1,0 +1,195 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+)
+
+// ErrStale says that a Hold or Release came too late: the gateway has been told of a newer epoch.
+var ErrStale = errors.New("epoch is out of date")
+
+// errReleased ends a Hold that was overtaken.
+var errReleased = errors.New("released before every transaction had ended")
+
+// A route says where sessions belong. It is never changed, only replaced.
+type route struct {
+	owner    Backend
+	epoch    int64
+	percent  int  // of the read-only door's sessions, on the backend that does not own
+	holding  bool // nothing may begin on the read-write door
+	draining bool // held clients have not all gone; who comes now goes behind them
+}
+
+// free reports whether a session of that door may begin a transaction without asking further.
+func (r *route) free(d door) bool { return d == readOnly || !r.holding && !r.draining }
+
+// backend returns where a session with that number, from [0, 100), belongs.
+func (g *Gateway) backend(r *route, d door, number float64) Backend {
+	if d == readOnly && number < float64(r.percent) {
+		for b := range g.cfg.Backends {
+			if b != r.owner {
+				return b
+			}
+		}
+	}
+	return r.owner
+}
+
+// A hold counts the transactions that were in flight when it began.
+type hold struct {
+	epoch    int64
+	left     atomic.Int64
+	drained  chan struct{} // closed when left is 0
+	released chan struct{} // closed by Release, or by the next Hold
+}
+
+// leave says that one of the counted transactions has ended.
+func (h *hold) leave() {
+	if h.left.Add(-1) == 0 {
+		close(h.drained)
+	}
+}
+
+// Hold stops starting transactions on the read-write door, new sessions included, and returns when
+// those in flight have ended. When ctx ends first it says how many are left; the hold stays until
+// Release in any case. epoch is the one that the change of owner will make, or the present one; an
+// older one, or one whose change has been routed already, gets ErrStale. Holding again is no error.
+func (g *Gateway) Hold(ctx context.Context, epoch int64) error {
+	h, err := g.beginHold(epoch)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-h.drained:
+		return nil
+	default:
+	}
+	select {
+	case <-h.drained:
+		return nil
+	case <-h.released:
+		return fmt.Errorf("hold at epoch %d: %w", epoch, errReleased)
+	case <-ctx.Done():
+		return hint.Wrap(fmt.Errorf("hold at epoch %d: %d sessions are still inside a transaction: %w",
+			epoch, h.left.Load(), context.Cause(ctx)),
+			"look for long transactions in pg_stat_activity of the owner (state, xact_start)")
+	}
+}
+
+func (g *Gateway) beginHold(epoch int64) (*hold, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := g.route.Load()
+	if epoch < old.epoch || epoch == old.epoch && epoch == g.mu.held {
+		return nil, fmt.Errorf("hold at epoch %d, have %d: %w", epoch, old.epoch, ErrStale)
+	}
+	h := &hold{epoch: epoch, drained: make(chan struct{}), released: make(chan struct{})}
+	if g.mu.hold != nil {
+		close(g.mu.hold.released)
+	} else {
+		g.stalls.reset()
+	}
+	g.mu.hold = h
+	// The queue first: whoever sees the route holding finds the queue closed.
+	g.queue.Hold()
+	g.route.Store(&route{owner: old.owner, epoch: old.epoch, percent: old.percent, holding: true})
+	h.left.Store(1)
+	for s := range g.mu.sessions {
+		s.joinHold(h)
+	}
+	h.leave()
+	return h, nil
+}
+
+// Release sends held and later clients to the owner and lets them go. An epoch older than the one
+// known gets ErrStale. It returns at once; idle sessions move after the held ones have gone.
+func (g *Gateway) Release(ctx context.Context, owner Backend, epoch int64) error {
+	if _, ok := g.cfg.Backends[owner]; !ok {
+		return fmt.Errorf("release: backend %q is not known", owner)
+	}
+	g.mu.Lock()
+	old := g.route.Load()
+	if epoch < old.epoch {
+		g.mu.Unlock()
+		return fmt.Errorf("release at epoch %d, have %d: %w", epoch, old.epoch, ErrStale)
+	}
+	if h := g.mu.hold; h != nil {
+		if owner != old.owner {
+			g.mu.held = h.epoch
+		}
+		close(h.released)
+		g.mu.hold = nil
+	}
+	// The route first: whoever the queue lets go finds it.
+	g.route.Store(&route{owner: owner, epoch: epoch, percent: old.percent, draining: true})
+	g.queue.Release()
+	g.mu.Unlock()
+	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "released clients",
+		slog.String("owner", string(owner)), slog.Int64("epoch", epoch), slog.Int("held", g.queue.Len()))
+	g.askSweep()
+	return nil
+}
+
+// Reads sends that percentage of the read-only door's sessions to the backend that does not own.
+// Sessions change over at their next border.
+func (g *Gateway) Reads(ctx context.Context, percent int) error {
+	if percent < 0 || percent > 100 {
+		return fmt.Errorf("reads: %d is not a percentage", percent)
+	}
+	if percent > 0 && len(g.cfg.Backends) < 2 {
+		return errors.New("reads: there is no second backend")
+	}
+	g.mu.Lock()
+	next := *g.route.Load()
+	next.percent = percent
+	g.route.Store(&next)
+	g.mu.Unlock()
+	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "routed reads", slog.Int("percent", percent))
+	g.askSweep()
+	return nil
+}
+
+// Stalls returns the waits that the last Hold caused.
+func (g *Gateway) Stalls() Stalls { return g.stalls.stalls() }
+
+func (g *Gateway) askSweep() {
+	select {
+	case g.sweep <- struct{}{}:
+	default:
+	}
+}
+
+// sweeper ends the draining after each Release and brings idle sessions to the backend where they
+// belong: one that waits for notifications, say, would otherwise never notice.
+func (g *Gateway) sweeper(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-g.sweep:
+		}
+		if g.route.Load().draining {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-g.queue.Drained():
+				g.drained()
+			}
+		}
+		g.nudge(func(s *session) bool { return s.astray() })
+	}
+}
+
+func (g *Gateway) drained() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if next := *g.route.Load(); next.draining && g.mu.hold == nil {
+		next.draining = false
+		g.route.Store(&next)
+	}
+}
