@@ -1,0 +1,144 @@
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/internal/pg"
+)
+
+const (
+	// cancelGrace is how long a canceled statement has to end before its connection is closed.
+	cancelGrace = 5 * time.Second
+	// deadlockTries bounds how often one object is tried while an applier or a vacuum is in its way.
+	deadlockTries = 5
+)
+
+// PreData builds schemas, types, functions, tables, sequences and views in one transaction: all or
+// nothing. What an earlier run built stays as it is. The error says which object is in the way.
+func (d *Dump) PreData(ctx context.Context, target pg.DSN) error {
+	conn, err := d.connect(ctx, target)
+	if err != nil {
+		return fmt.Errorf("create tables: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	err = pgx.BeginFunc(ctx, conn, func(pgx.Tx) error {
+		if err := execute(ctx, conn, installSQL); err != nil {
+			return explain(err, nil)
+		}
+		roles, err := readRoles(ctx, conn)
+		if err != nil {
+			return err
+		}
+		todo, err := d.todo(ctx, conn, stageTables, stageTables)
+		if err != nil {
+			return err
+		}
+		d.checkOwners(roles, stageTables, stageTables)
+		for _, e := range todo {
+			if err := d.create(ctx, conn, e, roles); err != nil {
+				return fmt.Errorf("%s: %w", e, explain(err, e))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("create tables: %w", err)
+	}
+	return nil
+}
+
+// create builds one entry inside the open transaction.
+func (d *Dump) create(ctx context.Context, conn *pgx.Conn, e *entry, r roles) error {
+	sql := sqlFor(e, r) + "\n" + e.record()
+	if e.kind != "SCHEMA" && e.kind != "COMMENT" {
+		return execute(ctx, conn, sql)
+	}
+	if err := execute(ctx, conn, "SAVEPOINT ficus_object"); err != nil {
+		return err
+	}
+	err := execute(ctx, conn, sql)
+	switch code := pg.Code(err); {
+	case err == nil:
+		return execute(ctx, conn, "RELEASE SAVEPOINT ficus_object")
+	case e.kind == "SCHEMA" && code == codeDuplicateSchema: // an empty container is in nobody's way
+	case e.kind == "COMMENT" && code == pg.CodeInsufficientPrivlege: // on an extension that an administrator made
+		d.warn("%s is left out: %s", e, message(err))
+	default:
+		return err
+	}
+	return execute(ctx, conn, "ROLLBACK TO SAVEPOINT ficus_object")
+}
+
+// Indexes builds primary keys, unique and exclusion constraints, then all other indexes, then
+// constraints that are NOT VALID and extended statistics. Config.Workers sessions work at once, the
+// largest tables first. Each object is one transaction.
+func (d *Dump) Indexes(ctx context.Context, target pg.DSN, progress Progress) error {
+	b := &builder{d: d, target: target, progress: progress}
+	if err := b.run(ctx, stageKeys, stageChecks); err != nil {
+		return fmt.Errorf("build indexes: %w", err)
+	}
+	return nil
+}
+
+// Final adds foreign keys, then checks them, several at once; builds triggers, rules, policies and
+// views that need a key; fills the materialized views that hold rows on the source; and grants
+// privileges. Privileges of roles that the target does not have are left out, with a warning.
+func (d *Dump) Final(ctx context.Context, target pg.DSN, progress Progress) error {
+	b := &builder{d: d, target: target, progress: progress}
+	if err := b.run(ctx, stageForeignKeys, stageEvents); err != nil {
+		return fmt.Errorf("finish schema: %w", err)
+	}
+	return nil
+}
+
+// todo returns the entries of a range of stages that no earlier run built.
+func (d *Dump) todo(ctx context.Context, conn *pgx.Conn, first, last stage) ([]*entry, error) {
+	done, err := built(ctx, conn)
+	if err != nil {
+		return nil, explain(err, nil)
+	}
+	var list []*entry
+	for _, e := range d.entries {
+		if e.stage >= first && e.stage <= last && !done[e.digest()] {
+			list = append(list, e)
+		}
+	}
+	return list, nil
+}
+
+// build builds one entry in a transaction of its own.
+func (d *Dump) build(ctx context.Context, conn *pgx.Conn, e *entry, r roles) error {
+	start := time.Now()
+	var err error
+	for range deadlockTries {
+		switch {
+		case e.kind == "ACL" || e.kind == "DEFAULT ACL":
+			err = d.grant(ctx, conn, e)
+		default:
+			err = execute(ctx, conn, sqlFor(e, r)+"\n"+e.record())
+		}
+		if pg.Code(err) != codeDeadlock {
+			break
+		}
+	}
+	if code := pg.Code(err); e.stage == stageEvents && (code == pg.CodeInsufficientPrivlege ||
+		code == pg.CodeUndefinedObject && e.kind == "COMMENT") { // event triggers are for superusers
+		d.warn("%s is left out: %s", e, message(err))
+		return nil
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), err)
+		}
+		return fmt.Errorf("%s: %w", e, explain(err, e))
+	}
+	d.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "schema object built",
+		slog.String("object", e.String()), slog.Duration("elapsed", time.Since(start)))
+	return nil
+}
