@@ -101,16 +101,16 @@ func accepts(tables []schema.Table, t *schema.Table) error {
 }
 
 func findTable(tables []schema.Table, key string) (*schema.Table, error) {
-	schemaName, name, ok := splitName(key)
-	if !ok {
-		return nil, fmt.Errorf("%q is no table name", key)
+	want, err := parseName(key, "")
+	if err != nil {
+		return nil, err
 	}
 	var found *schema.Table
 	known := make([]string, len(tables))
 	for i := range tables {
 		t := &tables[i]
 		known[i] = t.Name.Display()
-		if t.Name.Name != name || schemaName != "" && t.Name.Schema != schemaName {
+		if t.Name.Name != want.Name || want.Schema != "" && t.Name.Schema != want.Schema {
 			continue
 		}
 		if found != nil {
@@ -120,12 +120,12 @@ func findTable(tables []schema.Table, key string) (*schema.Table, error) {
 	}
 	if found == nil {
 		err := fmt.Errorf("no table %q among the selected ones", key)
-		if schemaName == "" { // compare like with like
+		if want.Schema == "" { // compare like with like
 			for i := range tables {
 				known[i] = tables[i].Name.Name
 			}
 		}
-		return nil, suggest(err, key, known)
+		return nil, hint.Suggest(err, key, known)
 	}
 	return found, nil
 }
@@ -136,14 +136,11 @@ func compileTable(t *schema.Table, r *Rule, describe Describe) (Mapping, error) 
 		r = &Rule{}
 	}
 	if r.To != "" {
-		schemaName, name, ok := splitName(r.To)
-		if !ok {
-			return Mapping{}, fmt.Errorf("to: %q is no table name", r.To)
+		target, err := parseName(r.To, t.Name.Schema)
+		if err != nil {
+			return Mapping{}, fmt.Errorf("to: %w", err)
 		}
-		if schemaName == "" {
-			schemaName = t.Name.Schema
-		}
-		m.Target = schema.Name{Schema: schemaName, Name: name}
+		m.Target = target
 	}
 	if err := m.compileColumns(r, describe); err != nil {
 		return Mapping{}, err
@@ -178,7 +175,7 @@ func (m *Mapping) checkInverse(r *Rule) error {
 		targets := m.TargetColumns()
 		if !slices.Contains(targets, word.raw) && !slices.Contains(targets, word.text) {
 			err := fmt.Errorf("inverse of %q: table %s will have no column %q", name, m.Target.Display(), word.raw)
-			return suggest(err, word.raw, targets)
+			return hint.Suggest(err, word.raw, targets)
 		}
 	}
 	return nil
@@ -321,5 +318,5 @@ func unknownColumn(t *schema.Table, where, name string) error {
 	for _, c := range t.Columns {
 		known = append(known, c.Name)
 	}
-	return suggest(fmt.Errorf("%s: table %s has no column %q", where, t.Name.Display(), name), name, known)
+	return hint.Suggest(fmt.Errorf("%s: table %s has no column %q", where, t.Name.Display(), name), name, known)
 }

@@ -77,8 +77,7 @@ func TestInverse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			inv, err := compileUsers(t, tt.rule).Inverse()
-			var lossy *transform.LossyError
-			if errors.As(err, &lossy) {
+			if lossy, ok := errors.AsType[*transform.LossyError](err); ok {
 				if !errors.Is(err, transform.ErrLossy) || lossy.Table != users().Name {
 					t.Errorf("error %v: not ErrLossy, or of another table", err)
 				}

@@ -1,9 +1,13 @@
 package transform
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/ficus-migrate/ficus/schema"
 )
 
 // A token is one lexical element of an SQL text that may name a column.
@@ -28,7 +32,7 @@ func words(sql string) []token {
 			i = skipPast(sql, i+2, "*/")
 		case r == '\'':
 			escapes := false
-			if n := len(out); wordEnd == i && strings.Contains("e b x n", out[n-1].text) { // E'...', B'...': no identifier
+			if n := len(out); wordEnd == i && slices.Contains([]string{"e", "b", "x", "n"}, out[n-1].text) { // E'...', B'...': no identifier
 				escapes = out[n-1].text == "e"
 				out = out[:n-1]
 			}
@@ -88,35 +92,18 @@ func bareIdentifier(sql string) (t token, ok bool) {
 	return t, t.raw == sql
 }
 
-// splitName splits a possibly schema-qualified name as people write it. Unquoted parts are taken
-// as they are, not folded. ok is false when there are not one or two non-empty parts.
-func splitName(s string) (schemaName, name string, ok bool) {
-	var parts []string
-	for rest := strings.TrimSpace(s); ; {
-		var part string
-		if strings.HasPrefix(rest, `"`) {
-			text, end := quotedText(rest, 0, false)
-			part, rest = text, rest[end:]
-		} else {
-			end := strings.IndexByte(rest, '.')
-			if end < 0 {
-				end = len(rest)
-			}
-			part, rest = rest[:end], rest[end:]
-		}
-		parts = append(parts, part)
-		if part == "" || len(parts) > 2 || rest != "" && rest[0] != '.' {
-			return "", "", false
-		}
-		if rest == "" {
-			break
-		}
-		rest = rest[1:]
+// parseName reads a table's name as people write it, with a schema or without, in which case it is
+// in the given one.
+func parseName(s, inSchema string) (schema.Name, error) {
+	s = strings.TrimSpace(s)
+	name, err := schema.ParseName(s)
+	if err != nil {
+		name, err = schema.ParseName(schema.QuoteIdent(inSchema) + "." + s)
 	}
-	if len(parts) == 1 {
-		return "", parts[0], true
+	if err != nil || name.Name == "" || name.Schema == "" && inSchema != "" {
+		return schema.Name{}, fmt.Errorf("%q is no table name", s)
 	}
-	return parts[0], parts[1], true
+	return name, nil
 }
 
 func isWord(r rune) bool {

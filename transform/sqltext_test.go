@@ -37,6 +37,6 @@ func FuzzWords(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, sql string) {
 		words(sql)
 		bareIdentifier(sql)
-		splitName(sql)
+		_, _ = parseName(sql, "public")
 	})
 }

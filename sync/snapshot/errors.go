@@ -74,7 +74,7 @@ func withoutValues(err error) error {
 }
 
 // copyPlace finds the place in the context of an error of COPY FROM, "COPY t, line 3, column a: ...".
-var copyPlace = regexp.MustCompile(`, line (\d+)(?:, column ([^:]+))?`) //nolint:gochecknoglobals // a compiled constant
+var copyPlace = regexp.MustCompile(`, line (\d+)(?:, column ([^:]+))?`)
 
 // A valueFreeError shows another text than the error that it wraps.
 type valueFreeError struct {

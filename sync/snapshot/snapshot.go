@@ -127,7 +127,7 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeSession(src)
+	defer closeSession(ctx, src)
 	sources, canSplit, err := readSources(ctx, src, c.cfg.Mappings)
 	if err != nil {
 		return nil, fmt.Errorf("read the source's catalog: %w", err)
@@ -137,7 +137,7 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeSession(dst)
+	defer closeSession(ctx, dst)
 	if c.replica, err = becomeReplica(ctx, dst); err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ func TestManyChunksUnderWrites(t *testing.T) {
 	go func() { // rows move to other pages, appear, and vanish
 		defer close(wrote)
 		for i := 0; ctx.Err() == nil; i++ {
-			_, err := conn.Exec(t.Context(), `WITH u AS (UPDATE big SET n = n + 1 WHERE id % 50 = $1 % 50 RETURNING 1),
+			_, err := conn.Exec(context.WithoutCancel(ctx), `WITH u AS (UPDATE big SET n = n + 1 WHERE id % 50 = $1 % 50 RETURNING 1),
 				d AS (DELETE FROM big WHERE id = $1 % 30000)
 				INSERT INTO big SELECT 1000000 + $1 * 100 + i, -1, 'new' FROM generate_series(1, 50) i`, i)
 			if err != nil {

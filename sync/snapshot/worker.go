@@ -25,12 +25,12 @@ func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
 	if err != nil {
 		return err
 	}
-	defer closeSession(src)
+	defer closeSession(ctx, src)
 	dst, err := c.openTarget(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeSession(dst)
+	defer closeSession(ctx, dst)
 
 	for ch := range chunks {
 		if ctx.Err() != nil {
@@ -58,7 +58,7 @@ func (c *copier) openSource(ctx context.Context) (*pgx.Conn, error) {
 	}
 	begin := "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT " + schema.QuoteLiteral(c.cfg.Snapshot)
 	if _, err := conn.PgConn().Exec(ctx, begin).ReadAll(); err != nil {
-		closeSession(conn)
+		closeSession(ctx, conn)
 		return nil, hint.Wrap(fmt.Errorf("read under snapshot %q: %w", c.cfg.Snapshot, err),
 			"the session that exported the snapshot has ended: start the copy again, under a new snapshot")
 	}
@@ -74,7 +74,7 @@ func (c *copier) openTarget(ctx context.Context) (*pgx.Conn, error) {
 	}
 	if c.replica {
 		if _, err := becomeReplica(ctx, conn); err != nil {
-			closeSession(conn)
+			closeSession(ctx, conn)
 			return nil, err
 		}
 	}
@@ -129,9 +129,10 @@ func wideReader(cfg *pgx.ConnConfig) {
 	}
 }
 
-// closeSession ends a session, whatever it is doing, and waits until its connection is gone.
-func closeSession(conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+// closeSession ends a session, whatever it is doing, and waits until its connection is gone. It
+// works after ctx has ended, too.
+func closeSession(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	_ = conn.Close(ctx) // whoever needed an answer has it
 	select {
