@@ -8,8 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,7 +56,7 @@ type Server struct {
 	dir  string // data/, log, and the socket
 	port int
 	dsn  pg.DSN
-	dog  *watchdog
+	free func() error // lets the watchdog stop what runs and remove what is temporary
 
 	cmd    *exec.Cmd     // nil while the postmaster does not run
 	exited chan struct{} // closed when cmd has ended
@@ -77,8 +75,8 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, who: who}
 	if err := s.start(ctx); err != nil {
-		if s.dog != nil {
-			err = errors.Join(err, s.dog.release())
+		if s.free != nil {
+			err = errors.Join(err, s.free())
 		}
 		return nil, fmt.Errorf("start PostgreSQL %s: %w", cfg.Install.Version, err)
 	}
@@ -107,7 +105,7 @@ func (s *Server) start(ctx context.Context) (err error) {
 	if err := s.who.own(s.dir); err != nil {
 		return errors.Join(err, os.RemoveAll(remove))
 	}
-	if s.dog, err = watch(ctx, s.data(), remove); err != nil {
+	if s.free, err = Watch(ctx, stopScript, s.data(), remove); err != nil {
 		return errors.Join(err, os.RemoveAll(remove))
 	}
 	if _, err := os.Stat(filepath.Join(s.data(), "PG_VERSION")); err != nil {
@@ -132,9 +130,12 @@ func (s *Server) initdb(ctx context.Context) error {
 // listen starts the postmaster; when the port is not given and turns out to be taken, on another one.
 func (s *Server) listen(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		port, err := s.choosePort(ctx)
-		if err != nil {
-			return err
+		port := s.cfg.Port
+		if port == 0 {
+			var err error
+			if port, err = FreePort(ctx); err != nil {
+				return err
+			}
 		}
 		dsn, err := pg.Parse(fmt.Sprintf("postgresql://%s@127.0.0.1:%d/postgres?sslmode=disable", Superuser, port))
 		if err != nil {
@@ -146,23 +147,6 @@ func (s *Server) listen(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// choosePort returns a port below the range that the kernel gives to outgoing connections, so that
-// a cluster which is stopped for a moment finds its port still free.
-func (s *Server) choosePort(ctx context.Context) (int, error) {
-	if s.cfg.Port != 0 {
-		return s.cfg.Port, nil
-	}
-	var lc net.ListenConfig
-	for range 100 {
-		port := 12000 + rand.IntN(20000)
-		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, errors.New("no free port on 127.0.0.1")
 }
 
 // launch runs the postmaster and waits until it takes connections.
@@ -308,7 +292,7 @@ func (s *Server) Restart(ctx context.Context) error {
 // Stop shuts the cluster down and removes its directory if that was temporary.
 // The server cannot be used afterwards.
 func (s *Server) Stop(ctx context.Context) error {
-	return errors.Join(s.Shutdown(ctx), s.dog.release())
+	return errors.Join(s.Shutdown(ctx), s.free())
 }
 
 func (s *Server) signal(sig syscall.Signal) error {

@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 )
 
-// watchdogScript waits until the pipe on its standard input closes, which the kernel does when the
-// owner ends, whatever the reason. It then stops what still runs on the data directory $1, and
-// removes the directory $2 unless that is empty.
-const watchdogScript = `
-read -r _
+// stopScript stops what still runs on the data directory $1, and removes the directory $2 unless
+// that is empty.
+const stopScript = `
 pid=$(head -n 1 "$1/postmaster.pid" 2>/dev/null)
 if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
 	n=0
@@ -21,34 +20,30 @@ fi
 [ -z "$2" ] || rm -rf "$2"
 `
 
-// A watchdog is the process that cleans up behind its owner.
-type watchdog struct {
-	cmd  *exec.Cmd
-	hold *os.File // write end of the pipe; closing it lets the watchdog act
-}
-
-// watch starts a watchdog over a data directory. remove is the directory to delete, or "".
-func watch(ctx context.Context, data, remove string) (*watchdog, error) {
+// Watch arranges for a shell script to run, as the caller, when this process ends in whatever way or
+// when release is called, whichever is first. release waits until the script has ended.
+//
+// A shell reads from a pipe whose other end this process holds; the kernel closes that end.
+func Watch(ctx context.Context, script string, args ...string) (release func() error, err error) {
 	r, w, err := os.Pipe() // close-on-exec, so that no other child keeps the write end open
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = r.Close() }()
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", watchdogScript, "ficus-watchdog", data, remove)
-	account{}.prepare(cmd, "/") // as the caller, who made the directory
+	args = append([]string{"-c", "read -r _\n" + script, "ficus-watchdog"}, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", args...)
+	cmd.Dir = "/"
 	cmd.Stdin = r
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is for its owner
 	if err := cmd.Start(); err != nil {
 		_ = w.Close()
 		return nil, fmt.Errorf("start watchdog: %w", err)
 	}
-	return &watchdog{cmd, w}, nil
-}
-
-// release lets the watchdog do its work, and waits until it has.
-func (w *watchdog) release() error {
-	_ = w.hold.Close()
-	if err := w.cmd.Wait(); err != nil {
-		return fmt.Errorf("watchdog: %w", err)
-	}
-	return nil
+	return func() error {
+		_ = w.Close()
+		if err := cmd.Wait(); err != nil {
+			return fmt.Errorf("watchdog: %w", err)
+		}
+		return nil
+	}, nil
 }

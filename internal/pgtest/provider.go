@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/ficus-migrate/ficus/internal/pg"
@@ -21,6 +22,9 @@ type server interface {
 	Stop(ctx context.Context) error // and remove everything
 	LogTail(lines int) string
 }
+
+// inDocker reports whether clusters are to run in containers instead of as local processes.
+func inDocker() bool { return os.Getenv("FICUS_TEST_PG") == "docker" }
 
 // sharedSettings suits tests: everything that logical replication needs, nothing that waits for a disk.
 func sharedSettings() map[string]string {
@@ -64,6 +68,9 @@ func installFor(major int) (pgserver.Install, error) {
 
 // resolve returns the major version that a request for major, 0 for any, is going to get.
 func resolve(major int) (int, error) {
+	if inDocker() {
+		return imageFor(major)
+	}
 	in, err := installFor(major)
 	return in.Major, err
 }
@@ -71,7 +78,14 @@ func resolve(major int) (int, error) {
 func startServer(major int, settings map[string]string) (server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	in, err := installFor(major)
+	if inDocker() {
+		return startContainer(ctx, major, settings)
+	}
+	return startLocal(ctx, major, settings)
+}
+
+func startLocal(ctx context.Context, major int, settings map[string]string) (server, error) {
+	in, err := installFor(major) //nolint:contextcheck // looking for binaries takes no context
 	if err != nil {
 		return nil, err
 	}
