@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -185,12 +184,12 @@ func empty(ctx context.Context, conn *pgx.Conn, tables []*table) error {
 		list[i] = t.truncated()
 	}
 	_, err := conn.Exec(ctx, "TRUNCATE "+strings.Join(list, ", "))
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("empty the target's tables: %w", err)
 	if pg.Code(err) == "0A000" {
-		return hint.Wrap(fmt.Errorf("empty the target's tables: %w", errors.Join(err)),
-			"a table that is not copied has a foreign key to one that is: drop that constraint on the target, or copy its table too")
+		err = hint.Wrap(err, "a table that is not copied has a foreign key to one that is: drop that constraint on the target, or copy its table too")
 	}
-	if err != nil {
-		return fmt.Errorf("empty the target's tables: %w", err)
-	}
-	return nil
+	return err
 }

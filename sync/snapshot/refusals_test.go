@@ -82,7 +82,7 @@ func TestFailureStopsTheOtherSide(t *testing.T) {
 	}
 }
 
-func TestSourceTriggersDoNotFire(t *testing.T) {
+func TestTargetTriggersDoNotFire(t *testing.T) {
 	t.Parallel()
 	const ddl = `CREATE TABLE t (id int PRIMARY KEY, a text); CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'fenced' USING ERRCODE = '25006'; END$$;
 		CREATE TRIGGER no BEFORE INSERT OR TRUNCATE ON t FOR EACH STATEMENT EXECUTE FUNCTION no()`
