@@ -83,11 +83,7 @@ AND l.pid IS DISTINCT FROM pg_backend_pid()`
 
 // WaitWriters implements [migrate.Database].
 func (d *Database) WaitWriters(ctx context.Context, blocked func([]migrate.Blocker)) error {
-	rows, err := d.pool.Query(ctx, writersSQL)
-	if err != nil {
-		return d.wrap("look for writers", err)
-	}
-	writers, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	writers, err := d.writers(ctx, "")
 	if err != nil {
 		return d.wrap("look for writers", err)
 	}
@@ -97,15 +93,14 @@ func (d *Database) WaitWriters(ctx context.Context, blocked func([]migrate.Block
 	report := time.NewTicker(time.Second)
 	defer report.Stop()
 	for {
-		rows, err := d.pool.Query(ctx, writersSQL+` AND l.virtualtransaction = ANY($1)`, writers)
-		if err == nil {
-			writers, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		}
-		if err != nil && ctx.Err() == nil {
-			return d.wrap("wait for writers", err)
-		}
-		if err == nil && len(writers) == 0 {
+		left, err := d.writers(ctx, ` AND l.virtualtransaction = ANY($1)`, writers)
+		switch {
+		case err == nil && len(left) == 0:
 			return nil
+		case err == nil:
+			writers = left
+		case ctx.Err() == nil:
+			return d.wrap("wait for writers", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -117,6 +112,14 @@ func (d *Database) WaitWriters(ctx context.Context, blocked func([]migrate.Block
 		case <-poll.C:
 		}
 	}
+}
+
+func (d *Database) writers(ctx context.Context, condition string, args ...any) ([]string, error) {
+	rows, err := d.pool.Query(ctx, writersSQL+condition, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // blockedError names who is still running now that the time is up.
@@ -139,13 +142,16 @@ func (d *Database) blockedError(ctx context.Context, writers []string) error {
 		"end these transactions, for example with pg_terminate_backend(pid) or ROLLBACK PREPARED, then promote again")
 }
 
+// blockers describes writers. The virtual transaction of a prepared one keeps the number it had in
+// its backend, so it is found by the lock on its own transaction id.
 func (d *Database) blockers(ctx context.Context, writers []string) ([]migrate.Blocker, error) {
 	rows, err := d.pool.Query(ctx, `
 		SELECT coalesce(a.pid, 0), coalesce(p.gid, ''), coalesce(a.usename, p.owner, '')::text,
 			coalesce(a.application_name, ''), coalesce(a.state, 'prepared'),
 			extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared, clock_timestamp()))::float8
 		FROM unnest($1::text[]) w(vxid)
-		LEFT JOIN pg_prepared_xacts p ON w.vxid = '-1/' || p.transaction::text
+		LEFT JOIN pg_locks x ON x.virtualtransaction = w.vxid AND x.locktype = 'transactionid' AND x.pid IS NULL
+		LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid AND p.database = current_database()
 		LEFT JOIN (SELECT DISTINCT virtualtransaction, pid FROM pg_locks WHERE pid IS NOT NULL) l ON l.virtualtransaction = w.vxid
 		LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE a.pid IS NOT NULL OR p.gid IS NOT NULL`, writers)
