@@ -39,31 +39,43 @@ func (s *Session) freeze(ctx context.Context) (instant, error) {
 }
 
 // freezeFollowing takes the source's snapshot and LSN from a temporary slot, and the target's where
-// the follower has stopped.
+// the follower stands at that LSN.
 func (s *Session) freezeFollowing(ctx context.Context) (instant, error) {
-	at := instant{same: true}
-	snapshot, drop, err := s.createSlot(ctx, &at)
+	at, exported, err := s.meet(ctx)
 	if err != nil {
 		return at, err
+	}
+	return at, s.nodes[target].adopt(ctx, exported.snapshot, 1)
+}
+
+// meet opens both snapshots while the follower stands still, and shares the source's. The follower is
+// stopped before the slot is made, else it could be past its LSN already.
+func (s *Session) meet(ctx context.Context) (at instant, exported export, err error) {
+	at.same = true
+	hold, err := s.cfg.Follower.StopAt(ctx, 0)
+	if err != nil {
+		return at, export{}, fmt.Errorf("stop the follower: %w", err)
+	}
+	defer hold()
+	stopped := time.Now()
+
+	snapshot, drop, err := s.createSlot(ctx, &at)
+	if err != nil {
+		return at, export{}, err
 	}
 	err = s.nodes[source].adopt(ctx, snapshot, 0)
 	drop() // the snapshot is the workers' now, and the slot would keep WAL
 	if err != nil {
-		return at, err
+		return at, export{}, err
 	}
-
 	release, err := s.cfg.Follower.StopAt(ctx, at.lsn)
 	if err != nil {
-		return at, fmt.Errorf("stop the follower at %s: %w", at.lsn, err)
+		return at, export{}, fmt.Errorf("stop the follower at %s: %w", at.lsn, err)
 	}
-	stopped := time.Now()
-	export, err := s.nodes[target].export(ctx)
-	release()
+	defer release()
+	exported, err = s.nodes[target].export(ctx)
 	at.paused = time.Since(stopped)
-	if err != nil {
-		return at, err
-	}
-	return at, s.nodes[target].adopt(ctx, export.snapshot, 1)
+	return at, exported, err
 }
 
 // createSlot makes a temporary slot, which exports a snapshot of the source at the LSN that it puts
@@ -80,7 +92,7 @@ func (s *Session) createSlot(ctx context.Context, at *instant) (snapshot string,
 		_ = conn.Close(ctx) // the server drops the slot with the session, however it ends
 	}
 	slow := time.AfterFunc(slotWait, func() {
-		s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the source makes no snapshot before the transactions running there have ended")
+		s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "applying stands still: the source makes no snapshot before the transactions running there have ended")
 	})
 	defer slow.Stop()
 

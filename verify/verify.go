@@ -24,7 +24,8 @@ const closeTimeout = 5 * time.Second
 // A Follower applies the source's changes to the target.
 type Follower interface {
 	// StopAt returns once the target holds everything that committed on the source up to lsn and
-	// nothing after it. Applying stands still until release is called.
+	// nothing after it. Applying stands still until release is called. An lsn of 0 is wherever the
+	// target stands; StopAt is then called again, before that is released, with an LSN to move on to.
 	StopAt(ctx context.Context, lsn change.LSN) (release func(), err error)
 }
 

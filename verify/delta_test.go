@@ -1,0 +1,138 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ficus-migrate/ficus/schema"
+)
+
+// touched is Keys from a map by table name; nil stands for the whole table.
+func touched(m map[string][][]string) Keys {
+	return func(table schema.Name, yield func([]string) error) error {
+		for _, key := range m[table.Name] {
+			if err := yield(key); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func ids(from, to int) [][]string {
+	var keys [][]string
+	for i := from; i <= to; i++ {
+		keys = append(keys, []string{fmt.Sprint(i)})
+	}
+	return keys
+}
+
+func TestDelta(t *testing.T) {
+	t.Parallel()
+	const tables = `
+CREATE TABLE a (id int PRIMARY KEY, v text);
+CREATE TABLE c (x uuid, y text, v numeric, PRIMARY KEY (y, x));
+CREATE TABLE log (v text);
+CREATE TABLE big (v int);
+CREATE TABLE untouched (id int PRIMARY KEY);
+INSERT INTO a SELECT i, 'v' || i FROM generate_series(1, 5000) i;
+INSERT INTO c SELECT md5(i::text)::uuid, 'k,"''\ ' || i, i FROM generate_series(1, 100) i;
+INSERT INTO log SELECT 'x' FROM generate_series(1, 10);
+INSERT INTO big SELECT i FROM generate_series(1, 30000) i;
+INSERT INTO untouched VALUES (1);
+ANALYZE;`
+	src, dst := pair(t, tables)
+	dst.Exec(t, `UPDATE a SET v = 'bad' WHERE id IN (2, 2500, 4999); DELETE FROM a WHERE id = 3; INSERT INTO a VALUES (6000, '')`)
+	dst.Exec(t, `UPDATE c SET v = 1.0 WHERE v = 1; INSERT INTO log VALUES ('x'); DELETE FROM untouched`)
+
+	hash := func(i int) string {
+		return src.Strings(t, fmt.Sprintf("SELECT md5('%d')::uuid", i))[0]
+	}
+	cfg := config(t, src, dst)
+	cfg.WholeRows = 10_000
+	cfg.Keys = touched(map[string][][]string{
+		"a":   append(ids(1, 2500), []string{"6000"}, []string{"7000"}), // 7000 is nowhere
+		"c":   {{`k,"'\ 1`, hash(1)}, {`k,"'\ 2`, hash(2)}},
+		"log": {nil},
+		"big": {nil},
+	})
+	r := run(t, cfg)
+	if got, want := r.table(t, "a").summary(), "1 1 2 [changed id=2 [v] changed id=2500 [v] extra id=6000 [] missing id=3 []]"; got != want {
+		t.Errorf("a: got %s, want %s", got, want)
+	}
+	if got, want := r.table(t, "c").summary(), `0 0 1 [changed y=k,"'\ 1, x=`+hash(1)+" [v]]"; got != want {
+		t.Errorf("c: got %s, want %s", got, want)
+	}
+	if got, want := r.table(t, "log").summary(), "0 1 0 [extra  []]"; got != want {
+		t.Errorf("log: got %s, want %s", got, want)
+	}
+	if len(r.Tables) != 3 || r.Keys != 2504 || r.Differences != 6 {
+		t.Errorf("got %d tables, %d keys, %d differences, want 3, 2504, 6", len(r.Tables), r.Keys, r.Differences)
+	}
+	if len(r.Uncovered) != 1 || !strings.HasPrefix(r.Uncovered[0], "public.big: it has no key") {
+		t.Errorf("uncovered: %q", r.Uncovered)
+	}
+
+	cfg.WholeRows = 0 // the default covers it
+	cfg.Keys = touched(map[string][][]string{"big": {nil}, "a": {{"1"}, nil}})
+	r = run(t, cfg)
+	if got, want := r.table(t, "a").summary(), "1 1 3 ["; !strings.HasPrefix(got, want) || len(r.Uncovered) != 0 || len(r.Tables) != 2 {
+		t.Errorf("whole: a is %s, want %s; %d tables, uncovered %q", got, want, len(r.Tables), r.Uncovered)
+	}
+}
+
+func TestDeltaRefusesKeysOfAnotherShape(t *testing.T) {
+	t.Parallel()
+	src, dst := pair(t, "CREATE TABLE a (id int PRIMARY KEY)")
+	for _, keys := range [][][]string{{{"1", "2"}}, {{"no number"}}} {
+		cfg := config(t, src, dst)
+		cfg.Keys = touched(map[string][][]string{"a": keys})
+		if _, err := Run(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "table public.a: ") {
+			t.Errorf("%v: got %v, want an error that names the table", keys, err)
+		}
+	}
+}
+
+// At the fence only queries run: nothing grows with the table, and connections are open already.
+func TestDeltaAtTheFence(t *testing.T) {
+	t.Parallel()
+	const rows = 300_000
+	src, dst := pair(t, fmt.Sprintf(`CREATE TABLE a (id int8 PRIMARY KEY, v text, at timestamptz DEFAULT now(), n numeric DEFAULT 1.5);
+INSERT INTO a (id, v, at) SELECT i, repeat('x', 80), '2024-01-01' FROM generate_series(1, %d) i; ANALYZE a`, rows))
+	var keys [][]string
+	for i := range 1000 {
+		keys = append(keys, []string{fmt.Sprint(1 + i*(rows/1000))})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := Open(ctx, config(t, src, dst))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for range 3 {
+		r, err := s.Delta(ctx, touched(map[string][][]string{"a": keys}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("1000 keys of %d rows: %s", rows, r.Elapsed)
+		if r.Keys != 1000 || r.Rows != 1000 || r.Differences != 0 {
+			t.Errorf("got %d keys, %d rows, %d differences", r.Keys, r.Rows, r.Differences)
+		}
+		if r.Elapsed > 2*time.Second { // 50 ms on a machine of its own
+			t.Errorf("took %s", r.Elapsed)
+		}
+	}
+	scans := dst.Int(t, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'a'")
+	dst.Exec(t, "UPDATE a SET v = '' WHERE id = 1")
+	r, err := s.Delta(ctx, touched(map[string][][]string{"a": keys}))
+	if err != nil || r.Differences != 1 {
+		t.Errorf("session used again: %v, %+v", err, r)
+	}
+	if again := dst.Int(t, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'a'"); again != scans {
+		t.Errorf("the table was read from end to end %d times", again-scans)
+	}
+}
