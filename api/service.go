@@ -1,0 +1,42 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"iter"
+
+	"github.com/ficus-migrate/ficus/migrate"
+)
+
+// Errors that a Service answers with, and that have statuses of their own.
+var (
+	// ErrNotFound says that there is no migration of that name.
+	ErrNotFound = errors.New("no such migration")
+	// ErrExists says that a migration of that name is there already.
+	ErrExists = errors.New("migration exists")
+	// ErrFixed says that this process drives the migration that it was started with and no other.
+	ErrFixed = errors.New("this process drives one migration only")
+)
+
+// A Service is what the API shows and drives. Its methods may be called concurrently.
+type Service interface {
+	// List returns the status of every migration, by name.
+	List() []migrate.Status
+	// Get returns the status of one, or ErrNotFound.
+	Get(name string) (migrate.Status, error)
+	// Events yields the events after a sequence number, and goes on as they happen until ctx ends;
+	// see [migrate.Migration.Subscribe].
+	Events(ctx context.Context, name string, after int64) (iter.Seq2[migrate.Event, error], error)
+	// Do carries a command to a migration; see [migrate.Migration.Do].
+	Do(ctx context.Context, name string, c migrate.Command) error
+	// Start begins a migration, or answers ErrFixed.
+	Start(ctx context.Context, r StartRequest) (migrate.Status, error)
+}
+
+// A StartRequest describes a migration to begin: an embedded playbook by name, or a playbook's text.
+type StartRequest struct {
+	Playbook string            `json:"playbook,omitempty"` // name of an embedded one
+	YAML     string            `json:"yaml,omitempty"`     // text of one
+	Params   map[string]string `json:"params,omitempty"`   // "name", "source" and "target" among them
+	Yes      bool              `json:"yes,omitempty"`      // take every manual gate as approved
+}
