@@ -96,7 +96,7 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{db: db, lock: lock}
 	s.mu.streams = map[string]*Stream{}
 	s.mu.buckets = map[string]*Bucket{}
-	if err := s.recover(); err != nil {
+	if err := s.checkLayout(); err != nil {
 		return nil, fmt.Errorf("open event store in %s: %w", cfg.Dir, errors.Join(err, s.Close()))
 	}
 	return s, nil
@@ -175,12 +175,8 @@ func options(cfg Config, lock *pebble.Lock, log *slog.Logger) *pebble.Options {
 	return o
 }
 
-// recover makes what survived a crash durable, and checks the layout's version.
-func (s *Store) recover() error {
-	// A log replayed from the page cache need not be on the disk yet; tables are.
-	if err := s.db.Flush(); err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
+// checkLayout refuses a directory that another release wrote in another way.
+func (s *Store) checkLayout() error {
 	v, ok, err := get(s.db, []byte{'v'})
 	switch {
 	case err != nil:

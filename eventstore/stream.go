@@ -115,7 +115,7 @@ func (s *Store) openStream(name string) (*Stream, error) {
 	}
 	st.mu.tail = tailLSN(tail)
 	st.mu.head = max(st.mu.tail, tailLSN(head))
-	st.mu.durable = st.mu.head // Open made it so
+	st.mu.durable = st.mu.head // a log that Pebble replays becomes tables, synced, before Open returns
 	return st, nil
 }
 

@@ -1,0 +1,87 @@
+package source
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/pg"
+)
+
+// An AckPolicy says what lets the server forget WAL.
+type AckPolicy uint8
+
+// The policies.
+const (
+	// AckStored: a change is durable in the event store.
+	AckStored AckPolicy = iota
+	// AckApplied: a change is committed at the destination. The event store may then be lost
+	// without losing changes; the server keeps WAL for as long as the destination is behind.
+	AckApplied
+)
+
+// String returns the policy as a word.
+func (p AckPolicy) String() string {
+	switch p {
+	case AckStored:
+		return "stored"
+	case AckApplied:
+		return "applied"
+	}
+	return fmt.Sprintf("AckPolicy(%d)", uint8(p))
+}
+
+// Events are called as things happen; nil ones are skipped. They are called from the goroutine
+// that receives, which waits for them.
+type Events struct {
+	Connected    func()
+	Disconnected func(err error)
+	// Stored is called after transactions up to end became visible in the stream. bytes is the
+	// size of what was written for them.
+	Stored func(end change.LSN, bytes int)
+}
+
+// Config holds what a Reader needs. Fields without a stated default are required.
+type Config struct {
+	DSN          pg.DSN
+	Slot         string
+	Publications []string
+	Stream       *eventstore.Stream // this reader is its only writer
+	// Start is where the slot was created (Snapshot.LSN). With it the reader can tell a slot that
+	// has moved on without it, and with that changes that are lost, from one that is new.
+	Start change.LSN
+
+	// Ack says what is acknowledged. Default AckStored.
+	Ack AckPolicy
+	// Applied returns the end of the last transaction that the destination has committed.
+	// Required with AckApplied.
+	Applied func() change.LSN
+
+	// StatusInterval is the time between two reports to the server. Default 1 s.
+	StatusInterval time.Duration
+	// Log receives what an operator may want to know. Default: nothing.
+	Log *slog.Logger
+	// Events observes the reader. Default: nothing.
+	Events Events
+}
+
+func (c *Config) complete() error {
+	switch {
+	case c.DSN.IsZero() || c.Slot == "" || len(c.Publications) == 0 || c.Stream == nil:
+		return errors.New("DSN, slot, publications and stream are required")
+	case c.Start == 0:
+		return errors.New("the position where the slot was created is required")
+	case c.Ack == AckApplied && c.Applied == nil:
+		return errors.New("acknowledging what is applied requires to know what is")
+	}
+	c.StatusInterval = cmp.Or(c.StatusInterval, time.Second)
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	if c.Applied == nil {
+		c.Applied = func() change.LSN { return 0 }
+	}
+	return nil
+}

@@ -1,0 +1,237 @@
+package source
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+)
+
+const (
+	// chunkBytes is how much is gathered before it is written: one write then carries hundreds of
+	// small transactions, and readers get pieces that a cache holds.
+	chunkBytes = 256 << 10
+	// spillBytes is how much of one transaction is held in memory.
+	spillBytes = 1 << 20
+	// flushDelay bounds how long a transaction waits for others to share a write with.
+	flushDelay = 2 * time.Millisecond
+)
+
+// A packer makes chunks out of messages and writes them to the stream.
+//
+//	buf: | framed messages of whole transactions, the last ends at end | messages of the open one |
+//	     0                                                          whole                    len(buf)
+type packer struct {
+	stream *eventstore.Stream
+	stored func(received change.LSN, bytes int)
+
+	buf     []byte
+	whole   int
+	end     change.LSN
+	idle    change.LSN // nothing of interest happened between the last transaction and here
+	flushed time.Time
+	pins    []pin
+
+	open struct {
+		begun    bool
+		skip     bool // the stream holds it already
+		spilled  bool
+		messages int
+		xid      uint32
+		commit   change.LSN // start of its commit record
+	}
+}
+
+// A pin is the description of a relation, see eventstore.Batch.Pin.
+type pin struct {
+	relation uint32
+	at       change.LSN
+	message  []byte
+}
+
+func newPacker(stream *eventstore.Stream, stored func(change.LSN, int)) *packer {
+	return &packer{stream: stream, stored: stored}
+}
+
+// add takes one pgoutput message. Of its content only what delimits transactions and describes
+// relations is looked at.
+func (p *packer) add(msg []byte) error {
+	kind := change.Kind(msg[0])
+	switch {
+	case kind == change.KindBegin:
+		return p.begin(msg)
+	case !p.open.begun:
+		return fmt.Errorf("%w: %s outside of a transaction", change.ErrMalformed, kind)
+	case kind == change.KindCommit:
+		return p.commit(msg)
+	case p.open.skip:
+		return nil
+	case kind == change.KindRelation:
+		if len(msg) < 5 {
+			return fmt.Errorf("%w: %s cut short", change.ErrMalformed, kind)
+		}
+		p.pins = append(p.pins, pin{binary.BigEndian.Uint32(msg[1:]), p.open.commit, append([]byte{}, msg...)})
+	}
+	return p.keep(msg)
+}
+
+// begin reads | 'B' | start of the commit record(8) | time(8) | xid(4) |.
+func (p *packer) begin(msg []byte) error {
+	if p.open.begun || len(msg) < 21 {
+		return fmt.Errorf("%w: begin of %d bytes, inside of a transaction: %v", change.ErrMalformed, len(msg), p.open.begun)
+	}
+	p.open.begun, p.open.spilled, p.open.messages = true, false, 0
+	p.open.commit = lsnAt(msg, 1)
+	p.open.xid = binary.BigEndian.Uint32(msg[17:])
+	// Commit records do not overlap: one that begins before the end of another ends there at the
+	// latest.
+	p.open.skip = p.open.commit < max(p.end, p.stream.Head())
+	return p.keep(msg)
+}
+
+// commit reads | 'C' | flags(1) | start of the commit record(8) | its end(8) | time(8) |.
+func (p *packer) commit(msg []byte) error {
+	if len(msg) < 26 || lsnAt(msg, 2) != p.open.commit {
+		return fmt.Errorf("%w: commit of %d bytes does not belong to its begin", change.ErrMalformed, len(msg))
+	}
+	end := lsnAt(msg, 10)
+	if err := p.keep(msg); err != nil {
+		return err
+	}
+	tx := p.open
+	p.open.begun = false
+	switch {
+	case tx.spilled:
+		return p.commitSpilled(tx.xid, end)
+	case tx.skip || tx.messages == 2: // nothing between begin and commit
+		p.buf = p.buf[:p.whole]
+		return p.keepalive(end)
+	}
+	p.whole, p.end = len(p.buf), end
+	if p.whole >= chunkBytes {
+		return p.flush()
+	}
+	return nil
+}
+
+// keepalive takes the server's word that it has sent everything that committed before end.
+func (p *packer) keepalive(end change.LSN) error {
+	if p.open.begun { // what is under way may have committed before end
+		return nil
+	}
+	p.idle = max(p.idle, end)
+	p.settle(0)
+	return nil
+}
+
+// drained is called when nothing more has arrived. It writes what is due, or returns when it will
+// be; zero: there is nothing to write.
+func (p *packer) drained(now time.Time) (due time.Time, err error) {
+	if p.whole == 0 {
+		return time.Time{}, nil
+	}
+	if due := p.flushed.Add(flushDelay); now.Before(due) {
+		return due, nil
+	}
+	return time.Time{}, p.flush()
+}
+
+// flush writes the whole transactions.
+func (p *packer) flush() error {
+	if p.whole == 0 {
+		return nil
+	}
+	n, err := p.write(func(b *eventstore.Batch) { b.Append(p.end, p.buf[:p.whole]) })
+	if err != nil {
+		return err
+	}
+	p.cut(p.whole)
+	p.whole, p.end = 0, 0
+	p.flushed = time.Now()
+	p.settle(n)
+	return nil
+}
+
+// keep appends a message of the open transaction, and spills when it becomes too large.
+func (p *packer) keep(msg []byte) error {
+	if p.open.skip {
+		return nil
+	}
+	p.open.messages++
+	p.buf = change.AppendFrame(p.buf, msg)
+	limit := spillBytes
+	if p.open.spilled {
+		limit = chunkBytes
+	}
+	if len(p.buf)-p.whole < limit {
+		return nil
+	}
+	if err := p.flush(); err != nil { // what committed before
+		return err
+	}
+	p.open.spilled = true
+	_, err := p.write(func(b *eventstore.Batch) { b.Spill(p.open.xid, p.buf) })
+	p.cut(len(p.buf))
+	return err
+}
+
+func (p *packer) commitSpilled(xid uint32, end change.LSN) error {
+	n, err := p.write(func(b *eventstore.Batch) {
+		if len(p.buf) > 0 {
+			b.Spill(xid, p.buf)
+		}
+		b.CommitSpilled(xid, end)
+	})
+	if err != nil {
+		return err
+	}
+	p.cut(len(p.buf))
+	p.settle(n)
+	return nil
+}
+
+// abandon forgets what has not been written, when the connection ends: it will come again.
+func (p *packer) abandon() error {
+	if !p.open.spilled || !p.open.begun {
+		return nil
+	}
+	p.pins = nil
+	_, err := p.write(func(b *eventstore.Batch) { b.DropSpilled(p.open.xid) })
+	return err
+}
+
+// write commits one batch, with the descriptions of relations since the last, and returns its size.
+func (p *packer) write(fill func(*eventstore.Batch)) (int, error) {
+	b := p.stream.NewBatch()
+	for _, pin := range p.pins {
+		b.Pin(fmt.Sprintf("r/%d", pin.relation), pin.at, pin.message)
+	}
+	fill(b)
+	n := b.Bytes()
+	if err := b.Commit(); err != nil {
+		return 0, err
+	}
+	p.pins = p.pins[:0]
+	return n, nil
+}
+
+// settle tells how far everything received is visible in the stream.
+func (p *packer) settle(bytes int) {
+	received := p.stream.Head()
+	if p.whole == 0 {
+		received = max(received, p.idle)
+	}
+	p.stored(received, bytes)
+}
+
+// cut removes n bytes from the front of buf, and gives up a buffer that one giant message made.
+func (p *packer) cut(n int) {
+	rest := p.buf[n:]
+	if cap(p.buf) > 4*spillBytes && len(rest) < spillBytes {
+		p.buf = append([]byte{}, rest...)
+		return
+	}
+	p.buf = p.buf[:copy(p.buf, rest)]
+}

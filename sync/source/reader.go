@@ -1,0 +1,211 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+)
+
+// receiveTimeout is how long a server may be silent before the connection counts as dead. It is
+// asked to answer with every report, so it speaks more often than that.
+const receiveTimeout = 60 * time.Second
+
+// A Reader receives the changes of one slot and stores them. Run it once at a time.
+type Reader struct {
+	cfg      Config
+	pos      positions
+	unsynced chan struct{} // holds a token while the stream may have something that is not durable
+}
+
+// Status is how far a reader is.
+type Status struct {
+	Received    change.LSN // every transaction that ends at or before this is visible in the stream
+	ServerEnd   change.LSN // how far the server has read its WAL, as it said last
+	Durable     change.LSN // see eventstore.Stream.Durable
+	Acked       change.LSN // what the server was told it may forget
+	LastMessage time.Time  // when the server was last heard of; zero: never
+	Connected   bool
+}
+
+// New returns a reader that does nothing until Run.
+func New(cfg Config) (*Reader, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	return &Reader{cfg: cfg, unsynced: make(chan struct{}, 1)}, nil
+}
+
+// Status returns where the reader stands.
+func (r *Reader) Status() Status {
+	s := r.pos.status()
+	s.Durable = r.cfg.Stream.Durable()
+	return s
+}
+
+// Run receives until ctx is done, and returns its cause, or until an error that no new connection
+// mends: the slot or a publication is gone, or the stream and the server do not fit together. That
+// error carries a hint.
+func (r *Reader) Run(ctx context.Context) error {
+	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 30 * time.Second}
+	for {
+		err := r.streamOnce(ctx, retry.Reset)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !pg.Retryable(err):
+			return fmt.Errorf("receive from slot %q: %w", r.cfg.Slot, streamHint(err, r.cfg.Slot))
+		}
+		r.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "connection to the source lost, will reconnect",
+			slog.String("slot", r.cfg.Slot), slog.Any("err", err))
+		if err := retry.Wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func streamHint(err error, slot string) error {
+	switch pg.Code(err) {
+	case pg.CodeUndefinedObject:
+		return hint.Wrap(err, "a publication or the slot was dropped: changes are lost, so start the migration again")
+	case pg.CodeObjectNotReady:
+		return hint.Wrap(err, "slot %q can no longer be read: changes are lost, so start the migration again", slot)
+	}
+	return err
+}
+
+// streamOnce receives over one connection until it fails. It calls progress as the server sends.
+func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
+	confirmed, err := r.preflight(ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := r.cfg.DSN.ConnectReplication(ctx, "source")
+	if err != nil {
+		return err
+	}
+	w, err := hijack(conn)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	parent := ctx
+	g, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, w.close) // ends a blocked read or write
+	defer stop()
+	if err := w.start(r.cfg.Slot, r.cfg.Stream.Head(), r.cfg.Publications); err != nil {
+		return err
+	}
+	p := newPacker(r.cfg.Stream, r.stored)
+	defer func() { err = errors.Join(err, p.abandon()) }()
+	r.connected(ctx, confirmed)
+	defer func() {
+		if parent.Err() != nil {
+			err = context.Cause(parent) // rather than what closing the connection led to
+		}
+		r.disconnected(err)
+	}()
+
+	asked := make(chan struct{}, 1)
+	g.Go(func() error { return r.receive(w, p, asked, progress) })
+	g.Go(func() error { return r.makeDurable(ctx) })
+	g.Go(func() error { return r.report(ctx, w, asked) })
+	return g.Wait()
+}
+
+func (r *Reader) connected(ctx context.Context, at change.LSN) {
+	r.pos.connect(at)
+	r.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "receiving changes", slog.String("slot", r.cfg.Slot),
+		slog.String("confirmed", at.String()), slog.String("stored", r.cfg.Stream.Head().String()))
+	if f := r.cfg.Events.Connected; f != nil {
+		f()
+	}
+}
+
+func (r *Reader) disconnected(err error) {
+	r.pos.disconnect()
+	if f := r.cfg.Events.Disconnected; f != nil {
+		f(err)
+	}
+}
+
+// stored is called when everything up to received is visible in the stream; bytes is what was
+// written for it, 0 when there was nothing to write.
+func (r *Reader) stored(received change.LSN, bytes int) {
+	r.pos.receive(received)
+	if bytes == 0 {
+		return
+	}
+	select {
+	case r.unsynced <- struct{}{}:
+	default: // a sync is due already
+	}
+	if f := r.cfg.Events.Stored; f != nil {
+		f(received, bytes)
+	}
+}
+
+// receive takes what the server sends, for ever.
+func (r *Reader) receive(w *wire, p *packer, asked chan<- struct{}, progress func()) error {
+	heard := time.Now()
+	for n := 0; ; n++ {
+		deadline, drained := heard.Add(receiveTimeout), !w.buffered()
+		if drained {
+			due, err := p.drained(time.Now())
+			if err != nil {
+				return err
+			}
+			if !due.IsZero() {
+				deadline = due
+			}
+		}
+		msg, err := w.next(deadline)
+		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(heard) < receiveTimeout {
+			continue // it is time to flush
+		} else if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		if drained || n%256 == 0 { // the clock costs as much as a message
+			heard = time.Now()
+			r.pos.heard(heard, msg.serverEnd)
+			progress()
+		}
+		if msg.data != nil {
+			err = p.add(msg.data)
+		} else {
+			err = p.keepalive(msg.serverEnd)
+		}
+		if err != nil {
+			return err
+		}
+		if msg.reply {
+			select {
+			case asked <- struct{}{}:
+			default: // an answer is due already
+			}
+		}
+	}
+}
+
+// makeDurable syncs what was stored, as often as the disk lets it.
+func (r *Reader) makeDurable(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-r.unsynced:
+			if err := r.cfg.Stream.Sync(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
