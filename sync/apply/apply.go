@@ -294,7 +294,7 @@ func (a *Applier) writeAll(ctx context.Context, w *writer, batches <-chan *batch
 			var now *batch
 			now, b = b.cut(n)
 			if err := w.write(ctx, now); err != nil {
-				return err
+				return a.writeBefore(ctx, w, now, err)
 			}
 			if !now.more {
 				a.committed(w, now)
@@ -302,6 +302,28 @@ func (a *Applier) writeAll(ctx context.Context, w *writer, batches <-chan *batch
 			}
 		}
 	}
+}
+
+// writeBefore writes the transactions of a batch before the one that holds the refused row, so that
+// the applier stops right in front of that one. It returns why it stops.
+func (a *Applier) writeBefore(ctx context.Context, w *writer, b *batch, why error) error {
+	var refused *RowError
+	if !errors.As(why, &refused) {
+		return why
+	}
+	n := slices.IndexFunc(b.txns, func(t txn) bool { return t.end == refused.End })
+	if n <= 0 {
+		return why
+	}
+	before, _ := b.cut(n)
+	if err := w.rollback(ctx); err != nil {
+		return err
+	}
+	if err := w.write(ctx, before); err != nil {
+		return err
+	}
+	a.committed(w, before)
+	return why
 }
 
 // committed makes known what was committed.

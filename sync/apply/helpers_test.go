@@ -23,6 +23,9 @@ import (
 
 const testTimeout = time.Minute
 
+// chunkBytes is about how much sync/source packs into a chunk.
+const chunkBytes = 256 << 10
+
 // A memLog is a log in memory.
 type memLog struct {
 	mu      sync.Mutex
@@ -198,6 +201,9 @@ func (o *origin) pull(t *testing.T) change.LSN {
 		case change.KindCommit:
 			if len(tx) <= o.spill {
 				packed, end = append(packed, tx...), m.Commit.EndLSN
+				if len(packed) >= chunkBytes {
+					flush()
+				}
 			} else {
 				mine := pins
 				flush()

@@ -122,6 +122,13 @@ func (w *writer) writeOps(ctx context.Context, b *batch) error {
 	return rowError(b, &stmts[failed], err)
 }
 
+// rollback undoes the open target transaction.
+func (w *writer) rollback(ctx context.Context) error {
+	_, err := w.run(ctx, []command{simple("ROLLBACK")}, nil)
+	w.open = false
+	return err
+}
+
 // begin returns what goes before a batch's rows. The progress row is locked first: a session of
 // ours that was cut off may still be committing what we are about to write again.
 func (w *writer) begin(b *batch) []command {
