@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ficus-migrate/ficus/buffer"
@@ -34,7 +35,8 @@ type Gateway struct {
 	moves chan struct{}         // one token per move in progress
 	sweep chan struct{}         // tells Run to nudge idle sessions onto the present route
 
-	listening chan struct{} // closed when the doors are open
+	dial      pgconn.DialFunc // how to reach backends; nil, unless a test looks at the bytes, for the DSN's way
+	listening chan struct{}   // closed when the doors are open
 	stopping  atomic.Bool
 	stalls    histogram
 	count     counters

@@ -35,8 +35,8 @@ type bench struct {
 	stop func() error
 }
 
-// start runs a gateway; change may adjust the configuration.
-func start(t testing.TB, change func(*Config)) *bench {
+// start runs a gateway; change may adjust the configuration, tweak the gateway before it runs.
+func start(t testing.TB, change func(*Config), tweak ...func(*Gateway)) *bench {
 	t.Helper()
 	b := &bench{dbs: map[Backend]*pgtest.Database{source: pgtest.DB(t), target: pgtest.DB(t)}}
 	for name, db := range b.dbs {
@@ -55,6 +55,9 @@ func start(t testing.TB, change func(*Config)) *bench {
 		t.Fatal(err)
 	}
 	b.Gateway = g
+	for _, f := range tweak {
+		f(g)
+	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
@@ -85,7 +88,7 @@ func (b *bench) url(addr net.Addr, more string) string {
 	return fmt.Sprintf("postgres://postgres@%s/%s?sslmode=disable%s", addr, b.dbs[source].DSN.Database(), more)
 }
 
-func (b *bench) dial(t testing.TB, addr net.Addr, more string) *pgx.Conn {
+func (b *bench) client(t testing.TB, addr net.Addr, more string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), b.url(addr, more))
 	if err != nil {
@@ -134,7 +137,7 @@ func wantCode(t testing.TB, err error, code string) {
 func TestRelay(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
-	conn := b.dial(t, b.Addr(), "&application_name=shop&options=-c%20work_mem%3D7MB")
+	conn := b.client(t, b.Addr(), "&application_name=shop&options=-c%20work_mem%3D7MB")
 	if got := one[string](t, conn, "SELECT name FROM here"); got != "source" {
 		t.Errorf("owner: got %q, want source", got)
 	}
@@ -170,7 +173,7 @@ func TestRelay(t *testing.T) {
 func TestCopyBothWays(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
-	conn := b.dial(t, b.Addr(), "")
+	conn := b.client(t, b.Addr(), "")
 	run(t, conn, "CREATE TABLE c (id int, v text)")
 	var in bytes.Buffer
 	for i := range 100_000 {
@@ -199,7 +202,7 @@ func TestCopyBothWays(t *testing.T) {
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
-	conn := b.dial(t, b.Addr(), "")
+	conn := b.client(t, b.Addr(), "")
 	for epoch, to := range []Backend{source, target, source} { // the key stays good after switches
 		b.shift(t, to, int64(epoch+2))
 		_ = one[string](t, conn, "SELECT name FROM here")
@@ -222,7 +225,7 @@ func TestCancel(t *testing.T) {
 func TestBytesAreTheSame(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
-	through := b.dial(t, b.Addr(), "").PgConn()
+	through := b.client(t, b.Addr(), "").PgConn()
 	direct := b.dbs[source].Conn(t).PgConn()
 	for _, sql := range []string{
 		"SELECT 1/0", "SELEC", "SELECT nothing FROM here", "DO $$BEGIN RAISE 'x' USING detail='d', hint='h', errcode='P0007', table='t'; END$$",

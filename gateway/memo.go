@@ -8,7 +8,7 @@ import (
 const (
 	maxUnnamed  = 1 << 20 // longest unnamed statement that is re-made after a switch
 	maxSettings = 256     // custom settings
-	overlap     = 256     // how far a SET may straddle two pieces of one long message
+	reach       = 1024    // how much text after the word SET is looked at
 )
 
 // A memo remembers of a client's messages what the server cannot be asked for at a switch.
@@ -21,7 +21,7 @@ type memo struct {
 	typ   byte
 	first bool   // no piece of the present message was observed
 	keep  bool   // the present message goes into unnamed
-	tail  []byte // end of the last piece, while a long message passes
+	tail  []byte // end of the text so far, while a message comes in pieces
 }
 
 // begin starts a message.
@@ -54,14 +54,15 @@ func (m *memo) observe(piece []byte, last bool) {
 			m.forget()
 		}
 	}
-	if len(m.tail) > 0 {
-		joint := append(m.tail, body[:min(len(body), overlap)]...)
-		m.scan(joint)
-		m.tail = joint[:0]
+	if last && len(m.tail) == 0 {
+		m.scan(body, true)
+		return
 	}
-	m.scan(body)
-	if !last {
-		m.tail = append(m.tail[:0], body[max(0, len(body)-overlap):]...)
+	m.tail = append(m.tail, body...)
+	m.scan(m.tail, last)
+	m.tail = append(m.tail[:0], m.tail[max(0, len(m.tail)-reach-4):]...)
+	if last && cap(m.tail) > 4*reach {
+		m.tail = nil
 	}
 }
 
@@ -73,18 +74,19 @@ func (m *memo) forget() {
 }
 
 // scan looks for SET [SESSION | LOCAL] a.b and set_config('a.b', ...). It reads no SQL: what it
-// finds inside a comment or a string does no harm, because the server is asked for each name.
-func (m *memo) scan(text []byte) {
-	for i := 0; i+4 < len(text); i++ {
+// finds inside a comment or a string does no harm, because the server is asked for each name. Unless
+// the text is all there it leaves for later what may go on in the next piece.
+func (m *memo) scan(text []byte, all bool) {
+	for i := 0; i+4 < len(text) && (all || i+reach < len(text)); i++ {
 		if text[i]|0x20 != 's' || text[i+1]|0x20 != 'e' || text[i+2]|0x20 != 't' || (i > 0 && wordByte(text[i-1])) {
 			continue
 		}
 		rest := text[i+3:]
 		switch {
 		case space(rest[0]):
-			m.set(string(rest[:min(len(rest), overlap)]))
+			m.set(string(rest[:min(len(rest), reach)]))
 		case rest[0] == '_' && len(rest) > 7 && strings.EqualFold(string(rest[:7]), "_config"):
-			m.setConfig(string(rest[7:min(len(rest), 4*overlap)]))
+			m.setConfig(string(rest[7:min(len(rest), reach)]))
 		}
 	}
 }

@@ -48,6 +48,9 @@ func (g *Gateway) connect(
 	if who.door == readOnly {
 		cfg.RuntimeParams["default_transaction_read_only"] = "on"
 	}
+	if g.dial != nil {
+		cfg.DialFunc = g.dial
+	}
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		notice := pgproto3.NoticeResponse(errorResponse((*pgconn.PgError)(n)))
 		srv.notices = appendMessage(srv.notices, &notice)
