@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -98,10 +99,8 @@ func parsePattern(s string) (pattern, error) {
 	if quoted {
 		return pattern{}, errors.New("a double quote is not closed")
 	}
-	for _, p := range parts {
-		if p == "" {
-			return pattern{}, errors.New("a name is missing")
-		}
+	if slices.Contains(parts, "") {
+		return pattern{}, errors.New("a name is missing")
 	}
 
 	var p pattern

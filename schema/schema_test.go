@@ -71,8 +71,15 @@ func TestTable(t *testing.T) {
 func TestFilter(t *testing.T) {
 	t.Parallel()
 	names := []Name{
-		{"public", "users"}, {"public", "users_old"}, {"public", "Users"}, {"app", "users"},
-		{"app", "audit_log"}, {"odd.schema", "a*b"}, {"odd.schema", "axb"}, {"app", "größe"}, {"app", "two\nlines"},
+		{"public", "users"},
+		{"public", "users_old"},
+		{"public", "Users"},
+		{"app", "users"},
+		{"app", "audit_log"},
+		{"odd.schema", "a*b"},
+		{"odd.schema", "axb"},
+		{"app", "größe"},
+		{"app", "two\nlines"},
 	}
 	for _, tt := range []struct {
 		name string

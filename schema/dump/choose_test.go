@@ -79,15 +79,18 @@ func TestFilter(t *testing.T) {
 			[]string{
 				"app.event", "app.free", "app.mv", "app.orders", "app.users", "app.users_alt_seq", "app.users_id_seq", "app.v", "app.w",
 				"archive.event_2020", "archive.event_2020_1", "other.numbers",
-			}, "app archive other public", "",
+			},
+			"app archive other public", "",
 		},
 		"one table": {
 			schema.Filter{Include: []string{"archive.old"}},
-			[]string{"archive.old", "archive.old_id_seq"}, "archive other public", "app.v app.w app.mv app.event",
+			[]string{"archive.old", "archive.old_id_seq"},
+			"archive other public", "app.v app.w app.mv app.event",
 		},
 		"all but": {
 			schema.Filter{Exclude: []string{"app.users", "archive.*", "app.event"}},
-			[]string{"app.free", "app.mv", "app.orders", "app.users_id_seq", "other.numbers"}, "app archive other public", "app.v app.w orders_usr_fkey",
+			[]string{"app.free", "app.mv", "app.orders", "app.users_id_seq", "other.numbers"},
+			"app archive other public", "app.v app.w orders_usr_fkey",
 		},
 	} {
 		target := pgtest.DB(t)

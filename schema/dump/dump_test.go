@@ -205,6 +205,35 @@ func TestInterrupt(t *testing.T) {
 	same(t, source, target)
 }
 
+// A canceled build ends on the server, too, instead of keeping its lock.
+func TestCancelReachesTheServer(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, "CREATE TABLE a (id int PRIMARY KEY)")
+	d := open(t, Config{Source: source.DSN})
+	must(t, d.PreData(t.Context(), target.DSN))
+	lock, err := target.Conn(t).Begin(t.Context())
+	must(t, err)
+	if _, err := lock.Exec(t.Context(), "LOCK TABLE a IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Indexes(ctx, target.DSN, nil) }() // ends with ctx, and is waited for below
+	const ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ficus/schema'"
+	pgtest.Eventually(t, "the build waits for the lock", func() bool {
+		return target.Int(t, ours+" AND wait_event_type = 'Lock'") == 1
+	})
+	cancel(errStop)
+	if err := <-done; !errors.Is(err, errStop) {
+		t.Errorf("canceled: got %v", err)
+	}
+	pgtest.Eventually(t, "no session is left", func() bool { return target.Int(t, ours) == 0 })
+	must(t, lock.Rollback(t.Context()))
+	must(t, d.Indexes(t.Context(), target.DSN, nil))
+}
+
 func TestObjectsInTheWay(t *testing.T) {
 	t.Parallel()
 	source := pgtest.DB(t)
@@ -214,12 +243,11 @@ func TestObjectsInTheWay(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before, between, want string
 	}{
-		"table":         {before: "CREATE SCHEMA app; CREATE TABLE app.b (x int)", want: "create tables: table app.b: "},
-		"type":          {before: "CREATE TYPE mood AS ENUM ('y')", want: "create tables: type public.mood: "},
-		"primary key":   {between: "ALTER TABLE app.a ADD PRIMARY KEY (id)", want: "build indexes: constraint app.a a_pkey: "},
-		"index":         {between: "CREATE TABLE app.a_pkey (x int)", want: "build indexes: constraint app.a a_pkey: "},
-		"same contents": {before: "CREATE SCHEMA app; CREATE TABLE app.a (id int); CREATE TABLE app.b (id int)", want: "create tables: table app.a: "},
-		"empty schema":  {before: "CREATE SCHEMA app"},
+		"table":        {before: "CREATE SCHEMA app; CREATE TABLE app.b (x int)", want: "create tables: table app.b: "},
+		"type":         {before: "CREATE TYPE mood AS ENUM ('y')", want: "create tables: type public.mood: "},
+		"primary key":  {between: "ALTER TABLE app.a ADD PRIMARY KEY (id)", want: "build indexes: constraint app.a a_pkey: "},
+		"index":        {between: "CREATE TABLE app.a_pkey (x int)", want: "build indexes: constraint app.a a_pkey: "},
+		"empty schema": {before: "CREATE SCHEMA app"},
 	} {
 		target := pgtest.DB(t)
 		target.Exec(t, tt.before)

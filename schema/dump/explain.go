@@ -29,8 +29,7 @@ const (
 
 // message returns what PostgreSQL said, without SQLSTATE.
 func message(err error) string {
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pe.Message
 	}
 	return err.Error()

@@ -27,7 +27,7 @@ func TestOwnersAndGrants(t *testing.T) {
 		ALTER DEFAULT PRIVILEGES FOR ROLE ann IN SCHEMA app GRANT SELECT ON TABLES TO "Bob B"`)
 	d := open(t, Config{Source: source.DSN})
 
-	t.Run("all roles but one", func(t *testing.T) {
+	{ // all roles but one
 		target := cluster.DB(t)
 		copyAll(t, d, target.DSN)
 		got := target.Strings(t, `SELECT relname, pg_get_userbyid(relowner), coalesce(relacl::text, '-') FROM pg_class
@@ -45,12 +45,12 @@ func TestOwnersAndGrants(t *testing.T) {
 		if got := target.Strings(t, `SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'app'`); got[0] != "ann" {
 			t.Errorf("owner of the schema: got %v", got)
 		}
-	})
+	}
 	wantWarning(t, d, `grants on TABLE of_ann in schema app are left out in part: role "gone" does not exist`)
 	wantWarning(t, d, `default privileges for tables of role gone are left out in part`)
 	wantWarning(t, d, "objects of role gone belong to the connecting role")
 
-	t.Run("no superuser", func(t *testing.T) {
+	{ // not a superuser, member of nothing
 		target := cluster.DB(t)
 		target.Exec(t, "GRANT CREATE ON DATABASE "+target.Name+" TO mover")
 		mover, err := pg.Parse(target.URL + "&user=mover")
@@ -59,7 +59,7 @@ func TestOwnersAndGrants(t *testing.T) {
 		if got := target.Strings(t, `SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'app'::regnamespace`); !slices.Equal(got, []string{"mover"}) {
 			t.Errorf("owners: got %v", got)
 		}
-	})
+	}
 	wantWarning(t, d, "which is not a member of ann")
 }
 
@@ -73,13 +73,12 @@ func wantWarning(t *testing.T, d *Dump, part string) {
 // What an ordinary role may not do is an error with advice, except where nothing is lost.
 func TestMissingRights(t *testing.T) {
 	t.Parallel()
-	source, cluster := pgtest.DB(t), pgtest.NewCluster(t)
+	source, target := pgtest.DB(t), pgtest.DB(t)
 	source.Exec(t, `CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
 		CREATE EVENT TRIGGER seen ON ddl_command_end EXECUTE FUNCTION watch(); COMMENT ON EVENT TRIGGER seen IS 'x';
 		CREATE SCHEMA ext; CREATE EXTENSION file_fdw SCHEMA ext`)
-	target := cluster.DB(t)
-	target.Exec(t, "CREATE ROLE mover LOGIN; CREATE ROLE peeker LOGIN; GRANT ALL ON SCHEMA public TO mover")
-	mover, err := pg.Parse(target.URL + "&user=mover")
+	target.Exec(t, "CREATE ROLE rights_mover LOGIN; CREATE ROLE rights_peeker LOGIN; GRANT ALL ON SCHEMA public TO rights_mover")
+	mover, err := pg.Parse(target.URL + "&user=rights_mover")
 	must(t, err)
 	d := open(t, Config{Source: source.DSN})
 
@@ -87,18 +86,18 @@ func TestMissingRights(t *testing.T) {
 	if pg.Code(err) != pg.CodeInsufficientPrivlege || !strings.Contains(hint.Of(err), "GRANT CREATE ON DATABASE") {
 		t.Errorf("no right to create schemas: got %v (hint: %s)", err, hint.Of(err))
 	}
-	target.Exec(t, "GRANT CREATE ON DATABASE "+target.Name+" TO mover")
+	target.Exec(t, "GRANT CREATE ON DATABASE "+target.Name+" TO rights_mover")
 	err = d.PreData(t.Context(), mover)
 	if pg.Code(err) != pg.CodeInsufficientPrivlege || !strings.Contains(hint.Of(err), "CREATE EXTENSION file_fdw") {
 		t.Errorf("no right to create the extension: got %v (hint: %s)", err, hint.Of(err))
 	}
-	target.Exec(t, "CREATE SCHEMA ext; GRANT ALL ON SCHEMA ext TO mover; CREATE EXTENSION file_fdw SCHEMA ext")
+	target.Exec(t, "CREATE SCHEMA ext; GRANT ALL ON SCHEMA ext TO rights_mover; CREATE EXTENSION file_fdw SCHEMA ext")
 	copyAll(t, d, mover)
 	wantWarning(t, d, "event trigger seen is left out")
 	wantWarning(t, d, "comment on EXTENSION file_fdw is left out")
 
 	target.Exec(t, "CREATE SCHEMA hidden; CREATE TABLE hidden.t (x int)")
-	peeker, err := pg.Parse(target.URL + "&user=peeker")
+	peeker, err := pg.Parse(target.URL + "&user=rights_peeker")
 	must(t, err)
 	_, err = Open(t.Context(), Config{Source: peeker, Tools: tools(t)})
 	if err == nil || !strings.Contains(hint.Of(err), "GRANT SELECT") {

@@ -24,7 +24,7 @@ const (
 func (d *Dump) PreData(ctx context.Context, target pg.DSN) error {
 	conn, err := d.connect(ctx, target)
 	if err != nil {
-		return fmt.Errorf("create tables: %w", err)
+		return fmt.Errorf("create tables: %w", ended(ctx, err))
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	err = pgx.BeginFunc(ctx, conn, func(pgx.Tx) error {
@@ -42,13 +42,13 @@ func (d *Dump) PreData(ctx context.Context, target pg.DSN) error {
 		d.checkOwners(roles, stageTables, stageTables)
 		for _, e := range todo {
 			if err := d.create(ctx, conn, e, roles); err != nil {
-				return fmt.Errorf("%s: %w", e, explain(err, e))
+				return fmt.Errorf("%s: %w", e, explain(ended(ctx, err), e))
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("create tables: %w", err)
+		return fmt.Errorf("create tables: %w", ended(ctx, err))
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func (d *Dump) create(ctx context.Context, conn *pgx.Conn, e *entry, r roles) er
 func (d *Dump) Indexes(ctx context.Context, target pg.DSN, progress Progress) error {
 	b := &builder{d: d, target: target, progress: progress}
 	if err := b.run(ctx, stageKeys, stageChecks); err != nil {
-		return fmt.Errorf("build indexes: %w", err)
+		return fmt.Errorf("build indexes: %w", ended(ctx, err))
 	}
 	return nil
 }
@@ -92,7 +92,7 @@ func (d *Dump) Indexes(ctx context.Context, target pg.DSN, progress Progress) er
 func (d *Dump) Final(ctx context.Context, target pg.DSN, progress Progress) error {
 	b := &builder{d: d, target: target, progress: progress}
 	if err := b.run(ctx, stageForeignKeys, stageEvents); err != nil {
-		return fmt.Errorf("finish schema: %w", err)
+		return fmt.Errorf("finish schema: %w", ended(ctx, err))
 	}
 	return nil
 }
@@ -117,8 +117,8 @@ func (d *Dump) build(ctx context.Context, conn *pgx.Conn, e *entry, r roles) err
 	start := time.Now()
 	var err error
 	for range deadlockTries {
-		switch {
-		case e.kind == "ACL" || e.kind == "DEFAULT ACL":
+		switch e.kind {
+		case "ACL", "DEFAULT ACL":
 			err = d.grant(ctx, conn, e)
 		default:
 			err = execute(ctx, conn, sqlFor(e, r)+"\n"+e.record())
@@ -133,12 +133,17 @@ func (d *Dump) build(ctx context.Context, conn *pgx.Conn, e *entry, r roles) err
 		return nil
 	}
 	if err != nil {
-		if ctx.Err() != nil {
-			err = errors.Join(context.Cause(ctx), err)
-		}
-		return fmt.Errorf("%s: %w", e, explain(err, e))
+		return fmt.Errorf("%s: %w", e, explain(ended(ctx, err), e))
 	}
 	d.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "schema object built",
 		slog.String("object", e.String()), slog.Duration("elapsed", time.Since(start)))
 	return nil
+}
+
+// ended puts the reason why ctx ended in the place of what that did to a statement.
+func ended(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return cause
+	}
+	return err
 }

@@ -100,10 +100,10 @@ func executable(path string) bool {
 	return err == nil && !info.IsDir() && info.Mode()&0o111 != 0
 }
 
-// version finds the major version in "pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"; betas
+// major finds the version version in "pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"; betas
 // read "19beta1".
 func major(ctx context.Context, pgDump string) (int, error) {
-	out, err := exec.CommandContext(ctx, pgDump, "--version").Output() //nolint:gosec // the operator's own program
+	out, err := exec.CommandContext(ctx, pgDump, "--version").Output()
 	if err != nil {
 		return 0, err
 	}
@@ -116,7 +116,7 @@ func major(ctx context.Context, pgDump string) (int, error) {
 
 // run runs a tool and returns its standard output. The error ends with the tool's own complaint.
 func run(ctx context.Context, env []string, tool string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, tool, args...) //nolint:gosec // the operator's own program, arguments are ours
+	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.Env = env
 	var out, complaint strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &complaint

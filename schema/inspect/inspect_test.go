@@ -281,18 +281,23 @@ func TestFilter(t *testing.T) {
 		tables, sequences []string
 	}{
 		{
-			"everything", inspect.Filter{},
+			"everything",
+			inspect.Filter{},
 			[]string{`app."Users"`, "app.audit_log", "app.orders", "archive.orders_old"},
 			[]string{"app.audit_log_id_seq", "app.orders_id_seq", "archive.shared", "archive.unused"},
 		},
 		{
-			"a root brings its partitions", inspect.Filter{Include: []string{"app.orders"}},
-			[]string{"app.orders", "archive.orders_old"}, []string{"app.orders_id_seq"},
+			"a root brings its partitions",
+			inspect.Filter{Include: []string{"app.orders"}},
+			[]string{"app.orders", "archive.orders_old"},
+			[]string{"app.orders_id_seq"},
 		},
 		{"a partition alone is no choice", inspect.Filter{Include: []string{"archive.orders_old"}}, nil, nil},
 		{
-			"excluding a partition leaves it", inspect.Filter{Exclude: []string{"archive.*", "*.audit_*"}},
-			[]string{`app."Users"`, "app.orders", "archive.orders_old"}, []string{"app.orders_id_seq", "archive.shared"},
+			"excluding a partition leaves it",
+			inspect.Filter{Exclude: []string{"archive.*", "*.audit_*"}},
+			[]string{`app."Users"`, "app.orders", "archive.orders_old"},
+			[]string{"app.orders_id_seq", "archive.shared"},
 		},
 	} {
 		list, err := inspect.Tables(t.Context(), conn, tt.f)
