@@ -35,7 +35,9 @@ func (r *report) servers(cfg Config, src, dst inspect.Info) {
 		r.add(warn, "collation", "target", fmt.Sprintf("CREATE DATABASE %s LC_COLLATE '%s' TEMPLATE template0", schema.QuoteIdent(dst.Database), src.Collation),
 			"source sorts by %s, target by %s: ORDER BY and range conditions on text may answer differently", src.Collation, dst.Collation)
 	}
-	r.follows("source", src)
+	if cfg.Follows {
+		r.follows("source", src)
+	}
 	if cfg.Promotes && len(cfg.Lossy) == 0 {
 		r.follows("target", dst)
 	}

@@ -15,6 +15,12 @@ import (
 
 // tables tells which tables get special treatment, so that nobody is surprised.
 func (r *report) tables(cfg Config) {
+	if len(cfg.Mappings) == 0 {
+		r.add(fail, "tables", "source", "look at select in the playbook, and at \\dt in the source", "there is no table to move")
+	}
+	if !cfg.Follows {
+		return
+	}
 	for _, n := range cfg.Full {
 		r.add(info, "replica-identity", n.Display(), "add a primary key to keep it as it is; or --no-replica-identity to move only a keyless table's inserts",
 			"%s: it gets REPLICA IDENTITY FULL for the time of the migration, which writes more WAL for each UPDATE and DELETE", cfg.Why[n])
@@ -24,9 +30,6 @@ func (r *report) tables(cfg Config) {
 	}
 	for _, why := range cfg.Lossy {
 		r.add(warn, "lossy", "", "write the missing expressions under inverse", "a rollback is not possible: %s", why)
-	}
-	if len(cfg.Mappings) == 0 {
-		r.add(fail, "tables", "source", "look at select in the playbook, and at \\dt in the source", "there is no table to move")
 	}
 }
 
