@@ -102,7 +102,7 @@ func (m *Migration) refuseLocked(s *state, v Verb) string {
 			return "it is rolling back"
 		}
 	case Cancel:
-		if target || s.owner == Target {
+		if (target || s.owner == Target) && !s.bare {
 			return "the target owns the data"
 		}
 		if s.passing {

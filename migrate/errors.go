@@ -24,6 +24,9 @@ var errInterrupted = errors.New("interrupted by a command")
 // errStopped is the cause with which the engine stops a link that it no longer wants to run.
 var errStopped = errors.New("link stopped")
 
+// errBare says that a database lost its schema ficus to somebody else's hands.
+var errBare = errors.New("schema ficus is missing in at least one of the databases: somebody removed it")
+
 // A budgetError is the cause of a step's context when its time is up.
 type budgetError struct {
 	step   string

@@ -54,8 +54,8 @@ func (m *Migration) runLink(ctx context.Context, p Phase) error {
 		return nil
 	case m.link.done != nil && lost == nil && !relink:
 		return nil
-	case lost != nil && p == Promoted && !relink:
-		return nil
+	case lost != nil && !relink && (p == Promoted || p == Promoting || p == RollingBack):
+		return nil // an attempt finds out by itself, and undoes itself
 	case lost != nil && !relink:
 		return lost
 	}

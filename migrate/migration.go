@@ -17,8 +17,9 @@ type Migration struct {
 	steps []step
 
 	// Touched by Run's own goroutine only:
-	link    linkRunner
-	watched time.Time // when the owner's gate was looked at last
+	link     linkRunner
+	watched  time.Time // when the owner's gate was looked at last
+	leftover Link      // that an undone attempt had prepared and could not drop yet
 
 	// journal orders appends, folds and event callbacks. It is taken before mu, and is the only
 	// lock held across I/O: the order of records is what it protects.
@@ -205,14 +206,14 @@ func (m *Migration) finally(ctx context.Context, end Phase) error {
 			return err
 		}
 	}
-	if err := m.enter(end, fact{}, farewell(end)); err != nil {
-		return err
-	}
-	return nil
+	return m.enter(end, fact{}, farewell(end, m.snapshot().bare))
 }
 
-func farewell(end Phase) string {
-	if end == Completed {
+func farewell(end Phase, bare bool) string {
+	switch {
+	case bare:
+		return "nothing of Ficus is left in either database, and no data was touched"
+	case end == Completed:
 		return "the target owns the data and nothing of Ficus is left there; the source stays fenced until ficus cleanup"
 	}
 	return "the source owns the data and nothing of Ficus is left there; the copied tables stay on the target"
@@ -243,12 +244,15 @@ func phaseEvent(p Phase, why string) Event {
 // fail journals that the migration cannot go on by itself, and returns the error for Run.
 func (m *Migration) fail(cause error) error {
 	s := m.snapshot()
-	f := fact{FailedIn: s.phase, Error: cause.Error(), Hint: hint.Of(cause)}
+	f := fact{FailedIn: s.phase, Bare: errors.Is(cause, errBare), Error: cause.Error(), Hint: hint.Of(cause)}
 	if f.Hint == "" {
 		f.Hint = fmt.Sprintf("mend the cause, then go on where it stopped: ficus resume %s; or give up: ficus cancel %[1]s", m.cfg.Name)
 		cause = hint.Wrap(cause, "%s", f.Hint)
 	}
 	cause = fmt.Errorf("migration %s: %s: %w", m.cfg.Name, s.phase, cause)
+	if s.phase == Failed { // it could not even wake up
+		return cause
+	}
 	if err := m.emit(phaseEvent(Failed, f.Error), f, nil); err != nil {
 		return errors.Join(cause, err)
 	}

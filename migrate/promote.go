@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -268,25 +269,38 @@ func (m *Migration) arm(ctx context.Context, a *attempt) error {
 }
 
 func (m *Migration) prepareOpposite(ctx context.Context, a *attempt) error {
+	m.leftover = nil
 	if a.opposite == nil {
 		return nil
 	}
 	return a.opposite.Prepare(ctx, a.epoch)
 }
 
-// dropOpposite is tried once: nothing depends on it, because the next attempt starts the link
-// afresh, and the database that would have to answer may be the one that broke.
+// dropOpposite is tried once, and again while the engine rests: nothing depends on it, because the
+// next attempt starts the link afresh, and the database that would have to answer may be the one
+// that broke.
 func (m *Migration) dropOpposite(ctx context.Context, a *attempt) error {
-	if a.opposite == nil {
-		return nil
+	m.leftover = a.opposite
+	m.dropLeftover(ctx)
+	if m.leftover != nil {
+		message := "the prepared " + linkName(a.to) + " could not be dropped yet and keeps WAL on the " + string(a.to)
+		m.note(Event{Type: eventLink, Message: message}, fact{})
+	}
+	return nil
+}
+
+// dropLeftover tries to drop what an undone attempt left behind.
+func (m *Migration) dropLeftover(ctx context.Context) {
+	if m.leftover == nil {
+		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Settings.Budgets.Own)
 	defer cancel()
-	if err := a.opposite.Drop(ctx); err != nil {
-		message := fmt.Sprintf("the prepared %s was left behind: %s; the next promotion or cancel removes it", linkName(a.to), err)
-		m.note(Event{Type: eventLink, Message: message}, fact{Error: err.Error()})
+	if err := m.leftover.Drop(ctx); err != nil {
+		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "prepared link not dropped yet", slog.Any("err", err))
+		return
 	}
-	return nil
+	m.leftover = nil
 }
 
 func (m *Migration) deltaAhead(ctx context.Context, a *attempt) error {

@@ -171,18 +171,18 @@ func (m *Migration) reconcileBare(ctx context.Context, s state, found owners) er
 	case dst.installed() && dst.Owner == Source && !early:
 		return m.emit(Event{Type: eventCommand, Actor: "recovery", Message: "cancel: the source was freed already"}, fact{Verb: Cancel}, nil)
 	}
-	return hint.Wrap(errors.New("schema ficus is missing in at least one of the databases: somebody removed it"),
+	return hint.Wrap(errBare,
 		"the migration cannot go on: ficus cancel %s, then begin again", m.cfg.Name)
 }
 
 // reopen lets an owner write again after an attempt of which nobody knows how far it came: its
-// epoch is burnt first, so that nothing in flight can make another owner afterwards. passed reports
-// that the attempt had won.
+// epoch is burnt first, so that nothing in flight can make another owner afterwards, and the slot that
+// it may have made goes. passed reports that the attempt had won.
 func (m *Migration) reopen(ctx context.Context, owner Side, epoch int64) (passed bool, err error) {
 	a := &attempt{from: owner, to: owner.Other(), epoch: epoch, opposite: m.linkFrom(owner.Other())}
 	var rows []step
 	for _, st := range m.of(Promoting) {
-		if st.Name == stepCloseGate || st.Name == stepOwn {
+		if st.Name == stepPrepare || st.Name == stepCloseGate || st.Name == stepOwn {
 			rows = append(rows, st)
 		}
 	}
@@ -213,6 +213,7 @@ func (m *Migration) burn(ctx context.Context, a *attempt) error {
 // watch looks at the owner's gate while nothing else goes on, and opens it when a lost command of
 // an earlier attempt closed it late.
 func (m *Migration) watch(ctx context.Context) error {
+	m.dropLeftover(ctx)
 	s := m.snapshot()
 	if s.epoch == 0 || s.phase == Promoting || s.phase == RollingBack {
 		return nil

@@ -56,6 +56,7 @@ type fact struct {
 	Took  time.Duration `json:"took_ns,omitempty"`
 
 	FailedIn Phase  `json:"failed_in,omitempty"` // where a resumed migration goes on
+	Bare     bool   `json:"bare,omitempty"`      // schema ficus is gone from a database
 	Error    string `json:"error,omitempty"`
 	Hint     string `json:"hint,omitempty"`
 	Undone   bool   `json:"undone,omitempty"` // a promotion took itself back
@@ -84,6 +85,7 @@ type state struct {
 	phaseSince time.Time
 	startedAt  time.Time
 	failedIn   Phase
+	bare       bool            // it failed because schema ficus is gone from a database
 	step       string          // started and neither done nor failed
 	done       map[string]bool // steps of the present phase
 	err, hint  string
@@ -167,8 +169,10 @@ func (s *state) applyPhase(r record) {
 		clear(s.done)
 	}
 	s.err, s.hint = r.Fact.Error, r.Fact.Hint
+	s.bare = r.Fact.Bare || back && s.bare
 
 	switch {
+	case back:
 	case r.Fact.Undone:
 		s.undone++
 		if r.Fact.Park != "" {
@@ -294,7 +298,14 @@ func (m *Migration) write(e Event, f fact, check func(*state) error, force bool)
 	}
 	m.mu.Unlock()
 
-	line, err := json.Marshal(record{Event: e, Fact: f})
+	data, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("write the journal: %w", err)
+	}
+	if err := json.Unmarshal(data, &e.Data); err != nil { // the event shows its fact as plain data
+		return fmt.Errorf("write the journal: %w", err)
+	}
+	line, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("write the journal: %w", err)
 	}
@@ -304,10 +315,6 @@ func (m *Migration) write(e Event, f fact, check func(*state) error, force bool)
 		}
 		m.cfg.Log.LogAttrs(context.Background(), slog.LevelError, "journal refused a record", slog.String("event", e.Message), slog.Any("err", err))
 	}
-	if err := json.Unmarshal(line, &e); err != nil { // gives the event its fact as plain data
-		return fmt.Errorf("write the journal: %w", err)
-	}
-
 	m.mu.Lock()
 	m.mu.state.apply(record{Event: e, Fact: f})
 	m.keepLocked(e)

@@ -13,6 +13,7 @@ type Status struct {
 	Playbook   string    `json:"playbook"`
 	Source     string    `json:"source"` // user@host:port/database
 	Target     string    `json:"target"`
+	Seq        int64     `json:"seq"` // of the newest event
 	Phase      Phase     `json:"phase"`
 	Step       string    `json:"step,omitempty"`        // what is being done within the phase
 	WaitingFor string    `json:"waiting_for,omitempty"` // name of the gate or "approval"

@@ -24,6 +24,7 @@ type Step struct {
 
 // Names of steps that other code refers to.
 const (
+	stepPrepare   = "prepare-reverse"
 	stepCloseGate = "close-gate"
 	stepSequences = "sequences"
 	stepOwn       = "own"
@@ -164,7 +165,7 @@ func promotionAhead(b Budgets) []step {
 		},
 		{
 			Step: Step{
-				Phase: Promoting, Name: "prepare-reverse", Does: "makes the slot of the opposite link, whose stream counts from the new epoch on",
+				Phase: Promoting, Name: stepPrepare, Does: "makes the slot of the opposite link, whose stream counts from the new epoch on",
 				Undo: "the slot is dropped", Known: "the slot; the next attempt has another epoch and starts it afresh", Budget: b.Prepare,
 			},
 			run: (*Migration).prepareOpposite, undo: (*Migration).dropOpposite,
@@ -317,9 +318,9 @@ type Transition struct {
 	Why      string
 }
 
-// Transitions returns every change of phase there is. Beside them, a migration that was found
-// beyond the point of no return after a crash enters promoted or rolled-back from wherever its
-// journal had stopped.
+// Transitions returns every change of phase there is. Beside them, a migration whose databases know
+// more than its journal (the journal lost its end with the machine) enters promoted, rolled-back,
+// completed or cancelled from wherever the journal stops.
 func Transitions() []Transition {
 	ts := []Transition{
 		{Pending, Preparing, "run"},
@@ -343,7 +344,8 @@ func Transitions() []Transition {
 		ts = append(ts, Transition{p, Failed, "an error that no retry mends"}, Transition{Failed, p, "resume"}, Transition{p, Cancelled, "cancel"})
 	}
 	return append(ts,
-		Transition{Promoting, Cancelled, "cancel, after it is undone"},
+		Transition{Failed, Cancelled, "cancel"}, Transition{Failed, Completed, "complete"},
 		Transition{Promoted, Failed, "an error while completing"}, Transition{Failed, Promoted, "resume"},
-		Transition{Failed, Cancelled, "cancel"}, Transition{Failed, Completed, "complete"})
+		Transition{Promoting, Failed, "the databases fit no promotion"}, Transition{Failed, Promoting, "resume"},
+		Transition{RollingBack, Failed, "the databases fit no promotion"}, Transition{Failed, RollingBack, "resume"})
 }

@@ -46,7 +46,7 @@ func (m *Migration) Status() Status {
 	s, l := m.mu.state.clone(), &m.mu.live
 	st := Status{
 		Name: m.cfg.Name, Playbook: m.cfg.Playbook, Source: m.cfg.SourceDSN, Target: m.cfg.TargetDSN,
-		Phase: s.phase, Step: s.step, WaitingFor: l.waitingFor, Paused: s.paused, Running: m.mu.running,
+		Seq: s.seq, Phase: s.phase, Step: s.step, WaitingFor: l.waitingFor, Paused: s.paused, Running: m.mu.running,
 		Error: s.err, Hint: s.hint, StartedAt: s.startedAt, PhaseSince: s.phaseSince,
 		Owner: s.owner, Epoch: s.epoch,
 		Tables: slices.Clone(l.tables), Copied: s.copied, Build: copied(l.build), Checked: copied(l.checked), Lag: copied(l.lag),

@@ -240,6 +240,7 @@ func (m *Migration) followAgain(ctx context.Context, _ *attempt) error {
 // dropReverse and the following end a migration.
 func (m *Migration) dropReverse(ctx context.Context, _ *attempt) error {
 	m.stopLink()
+	m.dropLeftover(ctx)
 	if m.cfg.Reverse == nil {
 		return nil
 	}
