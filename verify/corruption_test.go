@@ -150,7 +150,8 @@ func TestFindsCorruption(t *testing.T) {
 	}
 	corrupt(t, dst)
 	for _, m := range methods {
-		t.Run(string(m), func(t *testing.T) { //nolint:paralleltest // shares the two databases' connections
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
 			checkCorruptions(t, runWith(t, cfg, m))
 		})
 	}
@@ -193,31 +194,51 @@ func TestFindsWrongRows(t *testing.T) {
 		{"rows replaced", two, "UPDATE x SET id = 5000 WHERE id = 7", "1 1 0 [extra id=5000 [] missing id=7 []]"},
 		{"values swapped between rows", two, "UPDATE x SET a = CASE id WHEN 5 THEN 60 ELSE 50 END WHERE id IN (5, 6)", "0 0 2 [changed id=5 [a] changed id=6 [a]]"},
 		{"rows swapped", two, "UPDATE x SET a = 70 - 10 * (id - 5), b = 'b' || (12 - id) WHERE id IN (5, 7)", "0 0 2 [changed id=5 [a b] changed id=7 [a b]]"},
-		{"values moved between columns", "CREATE TABLE x (id int PRIMARY KEY, a text, b text); INSERT INTO x VALUES (1, 'a', NULL), (2, 'p,q', 'r');",
-			"UPDATE x SET a = b, b = a WHERE id = 1; UPDATE x SET a = 'p', b = 'q,r' WHERE id = 2", "0 0 2 [changed id=1 [a b] changed id=2 [a b]]"},
+		{
+			"values moved between columns", "CREATE TABLE x (id int PRIMARY KEY, a text, b text); INSERT INTO x VALUES (1, 'a', NULL), (2, 'p,q', 'r');",
+			"UPDATE x SET a = b, b = a WHERE id = 1; UPDATE x SET a = 'p', b = 'q,r' WHERE id = 2", "0 0 2 [changed id=1 [a b] changed id=2 [a b]]",
+		},
 		{"empty on the target", "CREATE TABLE x (id int PRIMARY KEY); INSERT INTO x VALUES (1), (2)", "TRUNCATE x", "2 0 0 [missing id=1 [] missing id=2 []]"},
 		{"empty on the source", "CREATE TABLE x (id int PRIMARY KEY)", "INSERT INTO x VALUES (1)", "0 1 0 [extra id=1 []]"},
 		{"key not unique on the target", two, "ALTER TABLE x DROP CONSTRAINT x_pkey; INSERT INTO x SELECT * FROM x WHERE id = 9", "0 1 0 [extra id=9 []]"},
 		{"key not unique and changed", two, "ALTER TABLE x DROP CONSTRAINT x_pkey; INSERT INTO x VALUES (9, 0, 'b9'); UPDATE x SET a = 1 WHERE id = 9", "0 1 1 [changed id=9 [a] extra id=9 []]"},
 		{"key null on the target", two, "ALTER TABLE x DROP CONSTRAINT x_pkey; ALTER TABLE x ALTER id DROP NOT NULL; UPDATE x SET id = NULL WHERE id = 9", "1 1 0 [extra id=NULL [] missing id=9 []]"},
-		{"composite key", "CREATE TABLE x (a int, b text, c int, PRIMARY KEY (b, a)); INSERT INTO x SELECT i % 50, 'k' || i / 50, i FROM generate_series(1, 2000) i;",
-			"UPDATE x SET c = 0 WHERE a = 7 AND b = 'k3'; DELETE FROM x WHERE a = 1 AND b = 'k1'", "1 0 1 [changed b=k3, a=7 [c] missing b=k1, a=1 []]"},
-		{"text key", "CREATE TABLE x (k text PRIMARY KEY, v float8); INSERT INTO x SELECT chr(64 + i) || 'ä\"''' || i, i FROM generate_series(1, 2000) i;",
-			`UPDATE x SET v = 0 WHERE v = 2; UPDATE x SET k = 'Z' WHERE v = 1999`, `1 1 1 [changed k=Bä"'2 [v] extra k=Z [] missing k=` + string(rune(64+1999)) + `ä"'1999 []]`},
-		{"uuid key", "CREATE TABLE x (k uuid PRIMARY KEY, v timestamp); INSERT INTO x SELECT md5(i::text)::uuid, '2024-01-01' FROM generate_series(1, 2000) i;",
-			"UPDATE x SET v = 'infinity' WHERE k = md5('77')::uuid", "0 0 1 [changed k=28dd2c79-55ce-9264-5624-0b2ff0100bde [v]]"},
-		{"bigint key that folds", "CREATE TABLE x (k int8 PRIMARY KEY, v int); INSERT INTO x VALUES (0, 1), (4294967297, 2)",
-			"UPDATE x SET v = 3 - v", "0 0 2 [changed k=0 [v] changed k=4294967297 [v]]"},
-		{"keyless, lost one of two", "CREATE TABLE x (a int, b text); INSERT INTO x VALUES (1, 'x'), (1, 'x'), (2, NULL)",
-			"DELETE FROM x WHERE ctid = '(0,1)'", "1 0 0 [missing  []]"},
-		{"keyless, doubled", "CREATE TABLE x (a int, b text); INSERT INTO x VALUES (1, 'x'), (1, 'x'), (2, NULL)",
-			"INSERT INTO x VALUES (2, NULL), (2, NULL)", "0 2 0 [extra  []]"},
-		{"keyless, other multiplicity", "CREATE TABLE x (a int); INSERT INTO x VALUES (1), (1), (2)",
-			"UPDATE x SET a = 2 WHERE ctid = '(0,1)'", "1 1 0 [extra  [] missing  []]"},
-		{"keyless, swapped values", "CREATE TABLE x (a int, b int); INSERT INTO x VALUES (1, 2), (3, 4)",
-			"UPDATE x SET b = 6 - b", "2 2 0 [extra  [] extra  [] missing  [] missing  []]"},
-		{"keyless, only nulls", "CREATE TABLE x (a int, b int); INSERT INTO x VALUES (NULL, NULL), (NULL, NULL)",
-			"DELETE FROM x WHERE ctid = '(0,1)'", "1 0 0 [missing  []]"},
+		{
+			"composite key", "CREATE TABLE x (a int, b text, c int, PRIMARY KEY (b, a)); INSERT INTO x SELECT i % 50, 'k' || i / 50, i FROM generate_series(1, 2000) i;",
+			"UPDATE x SET c = 0 WHERE a = 7 AND b = 'k3'; DELETE FROM x WHERE a = 1 AND b = 'k1'", "1 0 1 [changed b=k3, a=7 [c] missing b=k1, a=1 []]",
+		},
+		{
+			"text key", "CREATE TABLE x (k text PRIMARY KEY, v float8); INSERT INTO x SELECT chr(64 + i) || 'ä\"''' || i, i FROM generate_series(1, 2000) i;",
+			`UPDATE x SET v = 0 WHERE v = 2; UPDATE x SET k = 'Z' WHERE v = 1999`, `1 1 1 [changed k=Bä"'2 [v] extra k=Z [] missing k=` + string(rune(64+1999)) + `ä"'1999 []]`,
+		},
+		{
+			"uuid key", "CREATE TABLE x (k uuid PRIMARY KEY, v timestamp); INSERT INTO x SELECT md5(i::text)::uuid, '2024-01-01' FROM generate_series(1, 2000) i;",
+			"UPDATE x SET v = 'infinity' WHERE k = md5('77')::uuid", "0 0 1 [changed k=28dd2c79-55ce-9264-5624-0b2ff0100bde [v]]",
+		},
+		{
+			"bigint key that folds", "CREATE TABLE x (k int8 PRIMARY KEY, v int); INSERT INTO x VALUES (0, 1), (4294967297, 2)",
+			"UPDATE x SET v = 3 - v", "0 0 2 [changed k=0 [v] changed k=4294967297 [v]]",
+		},
+		{
+			"keyless, lost one of two", "CREATE TABLE x (a int, b text); INSERT INTO x VALUES (1, 'x'), (1, 'x'), (2, NULL)",
+			"DELETE FROM x WHERE ctid = '(0,1)'", "1 0 0 [missing  []]",
+		},
+		{
+			"keyless, doubled", "CREATE TABLE x (a int, b text); INSERT INTO x VALUES (1, 'x'), (1, 'x'), (2, NULL)",
+			"INSERT INTO x VALUES (2, NULL), (2, NULL)", "0 2 0 [extra  []]",
+		},
+		{
+			"keyless, other multiplicity", "CREATE TABLE x (a int); INSERT INTO x VALUES (1), (1), (2)",
+			"UPDATE x SET a = 2 WHERE ctid = '(0,1)'", "1 1 0 [extra  [] missing  []]",
+		},
+		{
+			"keyless, swapped values", "CREATE TABLE x (a int, b int); INSERT INTO x VALUES (1, 2), (3, 4)",
+			"UPDATE x SET b = 6 - b", "2 2 0 [extra  [] extra  [] missing  [] missing  []]",
+		},
+		{
+			"keyless, only nulls", "CREATE TABLE x (a int, b int); INSERT INTO x VALUES (NULL, NULL), (NULL, NULL)",
+			"DELETE FROM x WHERE ctid = '(0,1)'", "1 0 0 [missing  []]",
+		},
 	}
 	schema := func(i int) string { return fmt.Sprintf("case%02d", i) }
 	src, dst := pgtest.DB(t), pgtest.DB(t)
@@ -236,7 +257,7 @@ func TestFindsWrongRows(t *testing.T) {
 	}
 	for _, m := range []Method{MethodRecord, MethodText} {
 		for i, tr := range runWith(t, cfg, m).Tables { // in order of their names
-			if got := tr.summary(); got != cases[i].want {
+			if got := summary(tr); got != cases[i].want {
 				t.Errorf("%s, by %s:\n got %s\nwant %s", cases[i].name, m, got, cases[i].want)
 			}
 		}

@@ -22,19 +22,30 @@ const batchKeys = 1000
 // errWhole ends the iteration of a table's keys.
 var errWhole = errors.New("the whole table is compared")
 
-// Delta compares the rows with the given keys. Tables that only a comparison as a whole would
-// cover, and that are too large for it, are listed in the report's Uncovered.
+// Delta compares the rows with the given keys, at one instant when there is a Follower. Tables that
+// only a comparison as a whole would cover, and that are too large for it, are listed in the
+// report's Uncovered.
 func (s *Session) Delta(ctx context.Context, keys Keys) (*Report, error) {
+	return s.delta(ctx, keys, s.cfg.Follower)
+}
+
+// DeltaAtRest is Delta at a moment when nobody writes and everything is applied: both sides are
+// compared as they stand, without the Follower.
+func (s *Session) DeltaAtRest(ctx context.Context, keys Keys) (*Report, error) {
+	return s.delta(ctx, keys, nil)
+}
+
+func (s *Session) delta(ctx context.Context, keys Keys, follower Follower) (*Report, error) {
 	start := time.Now()
 	var before [2][]layout
-	if s.cfg.Follower != nil { // else both sides are at rest
+	if follower != nil { // else there is nobody who could rewrite a table
 		var err error
 		if before, err = s.layouts(ctx, s.tables); err != nil {
 			return nil, err
 		}
 	}
 	defer s.thaw(ctx)
-	at, err := s.freeze(ctx)
+	at, err := s.freeze(ctx, follower)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +58,7 @@ func (s *Session) Delta(ctx context.Context, keys Keys) (*Report, error) {
 	if err := s.compareWhole(ctx, whole, report); err != nil {
 		return nil, err
 	}
-	if s.cfg.Follower != nil {
+	if follower != nil {
 		if err := s.unchanged(ctx, s.tables, before); err != nil {
 			return nil, err
 		}
@@ -56,6 +67,25 @@ func (s *Session) Delta(ctx context.Context, keys Keys) (*Report, error) {
 	s.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "compared touched keys", slog.Int64("keys", report.Keys),
 		slog.Int64("differences", report.Differences), slog.Duration("elapsed", report.Elapsed))
 	return report, nil
+}
+
+// Warm makes every worker prepare its look-ups, so that the next Delta waits for no catalogs and no
+// planner. It costs two round trips for each table.
+func (s *Session) Warm(ctx context.Context) error {
+	return both(func(sd side) error {
+		n := s.nodes[sd]
+		return n.parallel(ctx, len(n.workers), func(ctx context.Context, _ *pgx.Conn, i int) error {
+			for _, t := range s.tables {
+				if !t.keyed() {
+					continue
+				}
+				if _, _, err := n.lookupKeys(ctx, n.workers[i], t, nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
 }
 
 // A batch is some touched keys of one table.

@@ -60,13 +60,13 @@ ANALYZE;`
 		"big": {nil},
 	})
 	r := run(t, cfg)
-	if got, want := r.table(t, "a").summary(), "1 1 2 [changed id=2 [v] changed id=2500 [v] extra id=6000 [] missing id=3 []]"; got != want {
+	if got, want := summary(r.table(t, "a")), "1 1 2 [changed id=2 [v] changed id=2500 [v] extra id=6000 [] missing id=3 []]"; got != want {
 		t.Errorf("a: got %s, want %s", got, want)
 	}
-	if got, want := r.table(t, "c").summary(), `0 0 1 [changed y=k,"'\ 1, x=`+hash(1)+" [v]]"; got != want {
+	if got, want := summary(r.table(t, "c")), `0 0 1 [changed y=k,"'\ 1, x=`+hash(1)+" [v]]"; got != want {
 		t.Errorf("c: got %s, want %s", got, want)
 	}
-	if got, want := r.table(t, "log").summary(), "0 1 0 [extra  []]"; got != want {
+	if got, want := summary(r.table(t, "log")), "0 1 0 [extra  []]"; got != want {
 		t.Errorf("log: got %s, want %s", got, want)
 	}
 	if len(r.Tables) != 3 || r.Keys != 2504 || r.Differences != 6 {
@@ -79,7 +79,7 @@ ANALYZE;`
 	cfg.WholeRows = 0 // the default covers it
 	cfg.Keys = touched(map[string][][]string{"big": {nil}, "a": {{"1"}, nil}})
 	r = run(t, cfg)
-	if got, want := r.table(t, "a").summary(), "1 1 3 ["; !strings.HasPrefix(got, want) || len(r.Uncovered) != 0 || len(r.Tables) != 2 {
+	if got, want := summary(r.table(t, "a")), "1 1 3 ["; !strings.HasPrefix(got, want) || len(r.Uncovered) != 0 || len(r.Tables) != 2 {
 		t.Errorf("whole: a is %s, want %s; %d tables, uncovered %q", got, want, len(r.Tables), r.Uncovered)
 	}
 }
@@ -101,7 +101,9 @@ func TestDeltaAtTheFence(t *testing.T) {
 	t.Parallel()
 	const rows = 300_000
 	src, dst := pair(t, fmt.Sprintf(`CREATE TABLE a (id int8 PRIMARY KEY, v text, at timestamptz DEFAULT now(), n numeric DEFAULT 1.5);
-INSERT INTO a (id, v, at) SELECT i, repeat('x', 80), '2024-01-01' FROM generate_series(1, %d) i; ANALYZE a`, rows))
+INSERT INTO a (id, v, at) SELECT i, repeat('x', 80), '2024-01-01' FROM generate_series(1, %d) i`, rows))
+	src.Exec(t, "VACUUM ANALYZE a")
+	dst.Exec(t, "VACUUM ANALYZE a")
 	var keys [][]string
 	for i := range 1000 {
 		keys = append(keys, []string{fmt.Sprint(1 + i*(rows/1000))})
@@ -113,8 +115,11 @@ INSERT INTO a (id, v, at) SELECT i, repeat('x', 80), '2024-01-01' FROM generate_
 		t.Fatal(err)
 	}
 	defer s.Close()
+	if err := s.Warm(ctx); err != nil {
+		t.Fatal(err)
+	}
 	for range 3 {
-		r, err := s.Delta(ctx, touched(map[string][][]string{"a": keys}))
+		r, err := s.DeltaAtRest(ctx, touched(map[string][][]string{"a": keys}))
 		if err != nil {
 			t.Fatal(err)
 		}

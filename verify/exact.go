@@ -34,7 +34,7 @@ func (s *Session) Exact(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	defer s.thaw(ctx)
-	at, err := s.freeze(ctx)
+	at, err := s.freeze(ctx, s.cfg.Follower)
 	if err != nil {
 		return nil, err
 	}

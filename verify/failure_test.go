@@ -10,6 +10,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/transform"
 )
 
 const failureTables = `
@@ -129,5 +130,33 @@ func TestContradictionIsNoProof(t *testing.T) {
 	}
 	if _, err := d.buckets(t.Context(), 3, [2]*total{{rows: 2}, {rows: 2}}); err == nil || !strings.Contains(err.Error(), "do not add up") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A stream that breaks in the middle looks like one that ended, if nobody asks.
+func TestBrokenStreamIsNotItsEnd(t *testing.T) {
+	t.Parallel()
+	src, dst := pair(t, "CREATE TABLE a (k text NOT NULL); INSERT INTO a SELECT repeat('x', 1000) || i FROM generate_series(1, 30000) i")
+	cfg := config(t, src, dst)
+	cfg.Mappings[0].Key = []transform.KeyColumn{{Source: "k", Target: "k"}}
+	s, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	d := drill{s: s, t: s.tables[0], conns: s.pair(0)}
+	out, done := make(chan entry), make(chan error, 1)
+	go func() {
+		done <- d.stream(t.Context(), target, 0, nil, out)
+		close(out)
+	}()
+	<-out
+	terminate(t, dst) // more is left than the sockets hold
+	n := 1
+	for range out {
+		n++
+	}
+	if err := <-done; err == nil || n == 30000 {
+		t.Errorf("%d rows, error %v", n, err)
 	}
 }

@@ -87,7 +87,7 @@ func (r *Report) table(t testing.TB, name string) TableReport {
 }
 
 // summary is "missing extra changed [samples]", the samples in order of their text.
-func (tr TableReport) summary() string {
+func summary(tr TableReport) string {
 	samples := make([]string, len(tr.Samples))
 	for i, s := range tr.Samples {
 		samples[i] = fmt.Sprintf("%s %s %v", s.Kind, s.Key, s.Columns)

@@ -31,17 +31,17 @@ type instant struct {
 const beginSQL = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 // freeze opens one snapshot on each side for all workers.
-func (s *Session) freeze(ctx context.Context) (instant, error) {
-	if s.cfg.Follower == nil {
+func (s *Session) freeze(ctx context.Context, follower Follower) (instant, error) {
+	if follower == nil {
 		return s.freezeAtRest(ctx)
 	}
-	return s.freezeFollowing(ctx)
+	return s.freezeFollowing(ctx, follower)
 }
 
 // freezeFollowing takes the source's snapshot and LSN from a temporary slot, and the target's where
 // the follower stands at that LSN.
-func (s *Session) freezeFollowing(ctx context.Context) (instant, error) {
-	at, exported, err := s.meet(ctx)
+func (s *Session) freezeFollowing(ctx context.Context, follower Follower) (instant, error) {
+	at, exported, err := s.meet(ctx, follower)
 	if err != nil {
 		return at, err
 	}
@@ -50,9 +50,9 @@ func (s *Session) freezeFollowing(ctx context.Context) (instant, error) {
 
 // meet opens both snapshots while the follower stands still, and shares the source's. The follower is
 // stopped before the slot is made, else it could be past its LSN already.
-func (s *Session) meet(ctx context.Context) (at instant, exported export, err error) {
+func (s *Session) meet(ctx context.Context, follower Follower) (at instant, exported export, err error) {
 	at.same = true
-	hold, err := s.cfg.Follower.StopAt(ctx, 0)
+	hold, err := follower.StopAt(ctx, 0)
 	if err != nil {
 		return at, export{}, fmt.Errorf("stop the follower: %w", err)
 	}
@@ -68,7 +68,7 @@ func (s *Session) meet(ctx context.Context) (at instant, exported export, err er
 	if err != nil {
 		return at, export{}, err
 	}
-	release, err := s.cfg.Follower.StopAt(ctx, at.lsn)
+	release, err := follower.StopAt(ctx, at.lsn)
 	if err != nil {
 		return at, export{}, fmt.Errorf("stop the follower at %s: %w", at.lsn, err)
 	}

@@ -32,7 +32,7 @@ INSERT INTO shop."cust'omers" VALUES (3, 'N3', 'e3@x', 6, 0.75)`)
 	for _, keys := range []Keys{nil, touched(map[string][][]string{`Üsers "x"`: ids(1, 10)})} {
 		cfg.Keys = keys
 		r := run(t, cfg)
-		if got := r.Tables[0].summary(); got != want {
+		if got := summary(r.Tables[0]); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 		for _, s := range r.Tables[0].Samples {
@@ -65,7 +65,7 @@ CREATE TABLE xn0 PARTITION OF xn FOR VALUES WITH (MODULUS 1, REMAINDER 0);`+rows
 		t.Errorf("%d differences in %d rows, want 0 in 6000", r.Differences, r.Rows)
 	}
 	src.Exec(t, "DELETE FROM x1 WHERE id = 8; UPDATE xn SET v = 'w' WHERE id = 9")
-	if got, want := run(t, cfg).table(t, "x").summary(), "0 1 1 [changed id=9, p=2 [v] extra id=8, p=1 []]"; got != want {
+	if got, want := summary(run(t, cfg).table(t, "x")), "0 1 1 [changed id=9, p=2 [v] extra id=8, p=1 []]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -81,7 +81,7 @@ INSERT INTO x VALUES (1); INSERT INTO y VALUES (1, 1), (2, 2);`)
 	}
 	dst.Exec(t, "DELETE FROM y WHERE id = 1; INSERT INTO x VALUES (2)")
 	r := run(t, cfg)
-	if got := []string{r.table(t, "x").summary(), r.table(t, "y").summary()}; !cmp.Equal(got, []string{"0 1 0 [extra id=2 []]", "1 0 0 [missing id=1 []]"}) {
+	if got := []string{summary(r.table(t, "x")), summary(r.table(t, "y"))}; !cmp.Equal(got, []string{"0 1 0 [extra id=2 []]", "1 0 0 [missing id=1 []]"}) {
 		t.Errorf("got %q", got)
 	}
 }
@@ -94,7 +94,7 @@ func TestTableWithoutColumns(t *testing.T) {
 		t.Errorf("%d differences in %d rows", r.Differences, r.Rows)
 	}
 	dst.Exec(t, "INSERT INTO x DEFAULT VALUES")
-	if got := run(t, cfg).table(t, "x").summary(); got != "0 1 0 [extra  []]" {
+	if got := summary(run(t, cfg).table(t, "x")); got != "0 1 0 [extra  []]" {
 		t.Errorf("got %s", got)
 	}
 }
@@ -122,7 +122,7 @@ func TestDatabasesOfDifferentEncoding(t *testing.T) {
 		t.Errorf("%d differences by %s", r.Differences, r.Tables[0].Method)
 	}
 	src.Exec(t, "UPDATE x SET v = 'e' WHERE k = 'ä'")
-	if got := run(t, cfg).table(t, "x").summary(); got != "0 0 1 [changed k=ä [v]]" {
+	if got := summary(run(t, cfg).table(t, "x")); got != "0 0 1 [changed k=ä [v]]" {
 		t.Errorf("got %s", got)
 	}
 }

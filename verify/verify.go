@@ -65,7 +65,8 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// A Session holds open connections to both sides, ready to compare. One comparison runs at a time.
+// A Session holds open connections to both sides, ready to compare as often as wanted: for a short
+// comparison at a fence, run one like it shortly before. One runs at a time.
 // After an error its connections may be gone: close it and open another.
 type Session struct {
 	cfg    Config
@@ -81,7 +82,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close()
+	defer s.Close() //nolint:contextcheck // it says goodbye although ctx is done
 	if cfg.Keys != nil {
 		return s.Delta(ctx, cfg.Keys)
 	}
@@ -106,7 +107,7 @@ func open(ctx context.Context, cfg Config, methods []Method) (_ *Session, err er
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 
 	s := &Session{cfg: cfg, seed: rand.Int64()}
-	defer func() {
+	defer func() { //nolint:contextcheck // as in Run
 		if err != nil {
 			s.Close()
 		}
