@@ -26,7 +26,7 @@ func (s *session) downstream(ctx context.Context) {
 		}
 		switch {
 		case bad != nil:
-			s.log(ctx, slog.LevelError, "server broke the protocol", bad)
+			s.g.cfg.Log.LogAttrs(ctx, slog.LevelError, "server broke the protocol", s.attrs(bad)...)
 			return
 		case err != nil && !timedOut(err):
 			s.serverGone()

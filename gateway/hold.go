@@ -85,7 +85,8 @@ func (g *Gateway) beginHold(epoch int64) (*hold, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old := g.route.Load()
-	if epoch < old.epoch || epoch == old.epoch && epoch == g.mu.held {
+	made := old.epoch == g.mu.held // by a hold of that very epoch, so another one for it comes late
+	if epoch < old.epoch || made && epoch == old.epoch {
 		return nil, fmt.Errorf("hold at epoch %d, have %d: %w", epoch, old.epoch, ErrStale)
 	}
 	h := &hold{epoch: epoch, drained: make(chan struct{}), released: make(chan struct{})}

@@ -50,7 +50,7 @@ func (s *session) getReady(ctx context.Context, r *route) {
 		}
 		p, err := s.prepare(ctx, b, 0)
 		if err != nil {
-			s.log(ctx, slog.LevelDebug, "held session is not ready to move", logged(err))
+			s.g.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "held session is not ready to move", s.attrs(logged(err))...)
 			return
 		}
 		s.ready = p
@@ -142,11 +142,11 @@ func (s *session) cannotMove(ctx context.Context, to Backend, err error) error {
 	var u *unmovable
 	if s.who.door == readOnly && !errors.As(err, &u) {
 		s.retryAt = time.Now().Add(otherRetry)
-		s.log(ctx, slog.LevelWarn, "reads stay on their backend", logged(err))
+		s.g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "reads stay on their backend", s.attrs(logged(err))...)
 		return s.remakeUnnamed()
 	}
 	s.g.count.ended.Add(1)
-	s.log(ctx, slog.LevelWarn, "session ended, its state cannot move", logged(err))
+	s.g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "session ended, its state cannot move", s.attrs(logged(err))...)
 	r := &refusal{
 		fatal: true, code: "57P01",
 		message: fmt.Sprintf("terminating connection: this session cannot move to the %s database", to),

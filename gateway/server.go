@@ -78,16 +78,15 @@ func (g *Gateway) connect(
 	return srv, srv.conn.SetDeadline(time.Time{})
 }
 
-// A serverRefusal is the server's own error, to be told to the client as it is.
-type serverRefusal struct{ err *pgconn.PgError }
+// A serverError is the server's own error, to be told to the client as it is.
+type serverError struct{ err *pgconn.PgError }
 
-func (s *serverRefusal) Error() string { return s.err.Error() }
-func (s *serverRefusal) Unwrap() error { return s.err }
+func (s *serverError) Error() string { return s.err.Error() }
+func (s *serverError) Unwrap() error { return s.err }
 
 func (g *Gateway) connectRefusal(ctx context.Context, to Backend, err error) error {
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
-		return &serverRefusal{pe}
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return &serverError{pe}
 	}
 	g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "backend does not answer",
 		slog.String("backend", string(to)), slog.String("dsn", g.cfg.Backends[to].String()), slog.Any("err", err))

@@ -131,7 +131,7 @@ func (s *session) finish(err error) {
 	s.discardReady()
 	var (
 		own    *refusal
-		theirs *serverRefusal
+		theirs *serverError
 		out    []byte
 	)
 	switch {
@@ -233,10 +233,11 @@ func (s *session) cancelQuery(ctx context.Context) error {
 // errCanceled ends a wait by a cancel request.
 var errCanceled = errors.New("canceled by the user")
 
-// log notes something about the session, at the level of an operator's interest.
-func (s *session) log(ctx context.Context, level slog.Level, msg string, err error) {
-	s.g.cfg.Log.LogAttrs(ctx, level, msg, slog.String("user", s.who.user),
-		slog.String("application", s.who.params["application_name"]), slog.Any("err", err))
+// attrs says in a log line which session met which error.
+func (s *session) attrs(err error) []slog.Attr {
+	return []slog.Attr{
+		slog.String("user", s.who.user), slog.String("application", s.who.params["application_name"]), slog.Any("err", err),
+	}
 }
 
 // timedOut reports whether a read ended only because of a deadline that we set to interrupt it.

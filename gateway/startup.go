@@ -65,7 +65,7 @@ func (g *Gateway) serve(ctx, life context.Context, conn net.Conn, d door) {
 func (g *Gateway) tell(ctx context.Context, conn net.Conn, err error) {
 	var (
 		own    *refusal
-		theirs *serverRefusal
+		theirs *serverError
 		out    []byte
 	)
 	switch {

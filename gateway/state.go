@@ -95,7 +95,7 @@ func (s *state) add(row [][]byte, user string) error {
 		if types := string(row[3]); types != "" {
 			st.types = strings.Split(types, "\x1f")
 		}
-		for _, f := range strings.Fields(string(row[4])) {
+		for f := range strings.FieldsSeq(string(row[4])) {
 			oid, err := strconv.ParseUint(f, 10, 32)
 			if err != nil {
 				return fmt.Errorf("parameter type of statement %q: %w", name, err)

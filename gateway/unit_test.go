@@ -216,7 +216,7 @@ func TestHistogram(t *testing.T) {
 }
 
 // walk relays input through a window in reads of random sizes, as upstream does.
-func walk(input []byte, seed uint64) (relayed []byte, types []byte, err error) {
+func walk(input []byte, seed uint64) (relayed, types []byte, err error) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	w := newWindow(16)
 	var m memo
@@ -294,17 +294,13 @@ func FuzzStartup(f *testing.F) {
 	f.Add(appendMessage(nil, &pgproto3.CancelRequest{ProcessID: 1, SecretKey: []byte{1, 2, 3, 4}}))
 	f.Add([]byte("\x16\x03\x01\x02\x00\x01\x00"))
 	f.Fuzz(func(t *testing.T, input []byte) {
-		var conn struct {
-			*bytes.Reader
-			bytes.Buffer
+		var answers bytes.Buffer
+		hello, err := readStartup(readWriter{bytes.NewReader(input), &answers})
+		if err == nil && hello.code != codeCancel && hello.params == nil {
+			t.Errorf("got %+v without parameters", hello)
 		}
-		conn.Reader = bytes.NewReader(input)
-		hello, err := readStartup(readWriter{conn.Reader, &conn.Buffer})
-		if (hello == nil) == (err == nil) && hello != nil && hello.params != nil {
-			t.Errorf("got %+v and %v", hello, err)
-		}
-		if n := conn.Buffer.Len(); n > 3 || strings.Trim(conn.Buffer.String(), "N") != "" {
-			t.Errorf("answered %q", conn.Buffer.String())
+		if n := answers.Len(); n > 3 || strings.Trim(answers.String(), "N") != "" {
+			t.Errorf("answered %q", answers.String())
 		}
 	})
 }
