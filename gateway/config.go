@@ -26,7 +26,7 @@ type Config struct {
 	Backends map[Backend]pg.DSN
 	// Owner is the backend that owns the data until a Release says otherwise.
 	Owner Backend
-	// Epoch is the epoch of Owner: older calls of Hold and Release are refused (default 0).
+	// Epoch is that of the last change of owner: older calls of Hold and Release are refused (default 0).
 	Epoch int64
 
 	// Users is the path of a file with one `"user" "secret"` line per user who may connect; the

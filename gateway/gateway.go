@@ -48,7 +48,8 @@ type Gateway struct {
 		keys     map[cancelKey]*session
 		clients  int   // connections, those still starting included
 		hold     *hold // the present one, nil for none
-		held     int64 // epoch of the newest Hold that a Release answered by a change of owner
+		epoch    int64 // of the last Hold or Release
+		answered bool  // by a Release: a Hold of that epoch comes too late
 	}
 	work sync.WaitGroup // one per connection
 }
@@ -87,8 +88,8 @@ func New(cfg Config) (*Gateway, error) {
 	g.mu.doors = map[door]net.Addr{}
 	g.mu.sessions = map[*session]struct{}{}
 	g.mu.keys = map[cancelKey]*session{}
-	g.mu.held = -1 // no epoch
-	g.route.Store(&route{owner: cfg.Owner, epoch: cfg.Epoch})
+	g.mu.epoch = cfg.Epoch
+	g.route.Store(&route{owner: cfg.Owner})
 	return g, nil
 }
 

@@ -127,6 +127,12 @@ func (b *bench) shift(t testing.TB, to Backend, epoch int64) {
 	}
 }
 
+func (b *bench) lastEpoch() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.epoch
+}
+
 func wantCode(t testing.TB, err error, code string) {
 	t.Helper()
 	if got := pg.Code(err); got != code {

@@ -19,7 +19,6 @@ var errReleased = errors.New("released before every transaction had ended")
 // A route says where sessions belong. It is never changed, only replaced.
 type route struct {
 	owner    Backend
-	epoch    int64
 	percent  int  // of the read-only door's sessions, on the backend that does not own
 	holding  bool // nothing may begin on the read-write door
 	draining bool // held clients have not all gone; who comes now goes behind them
@@ -42,7 +41,6 @@ func (g *Gateway) backend(r *route, d door, number float64) Backend {
 
 // A hold counts the transactions that were in flight when it began.
 type hold struct {
-	epoch    int64
 	left     atomic.Int64
 	drained  chan struct{} // closed when left is 0
 	released chan struct{} // closed by Release, or by the next Hold
@@ -57,8 +55,9 @@ func (h *hold) leave() {
 
 // Hold stops starting transactions on the read-write door, new sessions included, and returns when
 // those in flight have ended. When ctx ends first it says how many are left; the hold stays until
-// Release in any case. epoch is the one that the change of owner will make, or the present one; an
-// older one, or one whose change has been routed already, gets ErrStale. Holding again is no error.
+// Release in any case. Each attempt to change the owner has an epoch of its own, higher than those
+// before: an older one, or one that has been released, gets ErrStale, so that a request which was
+// long under way cannot stop the clients of a later time. Holding again is no error.
 func (g *Gateway) Hold(ctx context.Context, epoch int64) error {
 	h, err := g.beginHold(epoch)
 	if err != nil {
@@ -84,12 +83,12 @@ func (g *Gateway) Hold(ctx context.Context, epoch int64) error {
 func (g *Gateway) beginHold(epoch int64) (*hold, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	old := g.route.Load()
-	made := old.epoch == g.mu.held // by a hold of that very epoch, so another one for it comes late
-	if epoch < old.epoch || made && epoch == old.epoch {
-		return nil, fmt.Errorf("hold at epoch %d, have %d: %w", epoch, old.epoch, ErrStale)
+	if last := g.mu.epoch; epoch < last || epoch == last && g.mu.answered {
+		return nil, fmt.Errorf("hold at epoch %d, have %d: %w", epoch, last, ErrStale)
 	}
-	h := &hold{epoch: epoch, drained: make(chan struct{}), released: make(chan struct{})}
+	g.mu.epoch, g.mu.answered = epoch, false
+	old := g.route.Load()
+	h := &hold{drained: make(chan struct{}), released: make(chan struct{})}
 	if g.mu.hold != nil {
 		close(g.mu.hold.released)
 	} else {
@@ -98,7 +97,7 @@ func (g *Gateway) beginHold(epoch int64) (*hold, error) {
 	g.mu.hold = h
 	// The queue first: whoever sees the route holding finds the queue closed.
 	g.queue.Hold()
-	g.route.Store(&route{owner: old.owner, epoch: old.epoch, percent: old.percent, holding: true})
+	g.route.Store(&route{owner: old.owner, percent: old.percent, holding: true})
 	h.left.Store(1)
 	for s := range g.mu.sessions {
 		s.joinHold(h)
@@ -107,27 +106,25 @@ func (g *Gateway) beginHold(epoch int64) (*hold, error) {
 	return h, nil
 }
 
-// Release sends held and later clients to the owner and lets them go. An epoch older than the one
-// known gets ErrStale. It returns at once; idle sessions move after the held ones have gone.
+// Release sends held and later clients to the owner and lets them go. An epoch older than that of
+// the last Hold or Release gets ErrStale. It returns at once; idle sessions move after the held ones have gone.
 func (g *Gateway) Release(ctx context.Context, owner Backend, epoch int64) error {
 	if _, ok := g.cfg.Backends[owner]; !ok {
 		return fmt.Errorf("release: backend %q is not known", owner)
 	}
 	g.mu.Lock()
 	old := g.route.Load()
-	if epoch < old.epoch {
+	if last := g.mu.epoch; epoch < last {
 		g.mu.Unlock()
-		return fmt.Errorf("release at epoch %d, have %d: %w", epoch, old.epoch, ErrStale)
+		return fmt.Errorf("release at epoch %d, have %d: %w", epoch, last, ErrStale)
 	}
 	if h := g.mu.hold; h != nil {
-		if owner != old.owner {
-			g.mu.held = h.epoch
-		}
 		close(h.released)
 		g.mu.hold = nil
 	}
+	g.mu.epoch, g.mu.answered = epoch, true
 	// The route first: whoever the queue lets go finds it.
-	g.route.Store(&route{owner: owner, epoch: epoch, percent: old.percent, draining: true})
+	g.route.Store(&route{owner: owner, percent: old.percent, draining: true})
 	g.queue.Release()
 	g.mu.Unlock()
 	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "released clients",
