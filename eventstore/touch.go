@@ -81,6 +81,23 @@ func (t *Touches) Scan(after change.LSN, fn func(table string, key []byte) error
 	})
 }
 
+// ScanTable is Scan over one table's rows alone.
+func (t *Touches) ScanTable(table string, after change.LSN, fn func(key []byte) error) error {
+	st := t.stream
+	if err := st.enter(); err != nil {
+		return err
+	}
+	defer st.store.leave()
+
+	own := st.keys.key(tagTouch, sized(table))
+	return scan(st.store.db, within(own), func(k, v []byte) error {
+		if tailLSN(v) <= after {
+			return nil
+		}
+		return fn(k[len(own):])
+	})
+}
+
 // Forget removes the rows whose last touch is at or before upTo.
 func (t *Touches) Forget(upTo change.LSN) error {
 	st := t.stream

@@ -15,7 +15,6 @@ import (
 const (
 	CodeUndefinedTable       = "42P01"
 	CodeUndefinedObject      = "42704"
-	CodeUndefinedSchema      = "3F000"
 	CodeDuplicateObject      = "42710"
 	CodeObjectInUse          = "55006"
 	CodeObjectNotReady       = "55000" // object_not_in_prerequisite_state

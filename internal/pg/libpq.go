@@ -17,7 +17,7 @@ func (d DSN) Env() []string {
 	env := []string{
 		"PGHOST=" + d.cfg.Host, "PGPORT=" + strconv.Itoa(int(d.cfg.Port)),
 		"PGDATABASE=" + d.cfg.Database, "PGUSER=" + d.cfg.User,
-		"PGAPPNAME=ficus/schema", "PGCONNECT_TIMEOUT=10", "PGOPTIONS=", "PGSERVICE=",
+		"PGAPPNAME=ficus/schema", "PGCONNECT_TIMEOUT=10", "PGOPTIONS=",
 		"PGSSLMODE=" + sslMode(d.cfg),
 	}
 	if d.cfg.Password != "" {

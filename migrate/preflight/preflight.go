@@ -24,6 +24,7 @@ type Config struct {
 	Full, InsertOnly []schema.Name
 	Why              map[schema.Name]string
 	CopiesSchema     bool     // the target's tables are made by Ficus
+	Follows          bool     // changes are followed after the copy
 	Promotes         bool     // ownership is going to move
 	Lossy            []string // why no reverse link is possible; empty when one is
 	// Tools says whether pg_dump can read the source; its hint becomes the fix.

@@ -72,6 +72,10 @@ func (l *Link) setIdentities(ctx context.Context, conn *pgx.Conn) error {
 // RestoreIdentities puts back the replica identities that the named link changed on the database
 // of conn. Tables that are gone are passed over.
 func RestoreIdentities(ctx context.Context, conn *pgx.Conn, link string, lockTimeout time.Duration) error {
+	var remembered bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass('ficus.replica_identity') IS NOT NULL`).Scan(&remembered); err != nil || !remembered {
+		return err
+	}
 	rows, err := conn.Query(ctx, `SELECT table_name, was, to_regclass(table_name) IS NOT NULL FROM ficus.replica_identity WHERE link = $1`, link)
 	if err != nil {
 		return err
@@ -81,9 +85,6 @@ func RestoreIdentities(ctx context.Context, conn *pgx.Conn, link string, lockTim
 		Exists     bool
 	}
 	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[changed])
-	if code := pg.Code(err); code == pg.CodeUndefinedTable || code == pg.CodeUndefinedSchema {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,8 @@ func (l *Link) assemble(r record) (*parts, error) {
 	}
 	var err error
 	p.reader, err = source.New(source.Config{
-		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.stream, Ack: l.cfg.Ack, Log: l.cfg.Log,
+		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.stream, Start: r.Start,
+		Ack: l.cfg.Ack, Log: l.cfg.Log,
 		Applied: func() change.LSN { return p.applier.Applied() },
 	})
 	if err != nil {
