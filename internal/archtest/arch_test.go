@@ -21,9 +21,10 @@ const module = "github.com/ficus-migrate/ficus/"
 // only packages on a lower line; packages on one line may not import one another.
 //
 // migrate stands this low because it declares what it drives and imports none of it: the packages
-// in its folder look at databases for it, and cmd hands it the rest.
+// in its folder look at databases for it, and cmd hands it the rest. The examples stand lowest: they
+// are applications that know nothing of Ficus, and the demo runs one.
 var layers = [][]string{
-	{"internal/hint", "internal/backoff", "schema", "change"},
+	{"internal/hint", "internal/backoff", "schema", "change", "examples"},
 	{"internal/pg"},
 	{"internal/pgserver", "eventstore", "schema/inspect", "schema/dump", "transform", "migrate"},
 	{"sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/preflight"},
@@ -32,7 +33,7 @@ var layers = [][]string{
 	{"playbooks"},
 	{"api", "web"},
 	{"cmd/ficus"},
-	{"bench", "examples"},
+	{"bench"},
 }
 
 // engines are what migrate drives. Neither side knows the other: migrate declares the interfaces,
