@@ -216,7 +216,7 @@ func passed(now, p Phase) bool {
 // stoppedLocked returns why the migration waits for a person, other than for an approval.
 func (m *Migration) stoppedLocked(s *state, l *live) error {
 	switch {
-	case s.phase == Failed, s.parked != "" && l.resting:
+	case s.phase == Failed && m.mu.ran && !m.mu.running, s.parked != "" && l.resting:
 		return s.failure()
 	case s.phase == Cancelled:
 		return errors.New("the migration was cancelled")

@@ -52,6 +52,12 @@ type Sequence struct {
 
 // A Database is one of the two data stores as a promotion sees it. Every method may be repeated.
 // migrate/fence implements it on PostgreSQL.
+//
+// A call that returned an error may have taken effect, may take effect later (its request is still
+// on the way to a server), or never. Two of these cases are dangerous, and an implementation
+// excludes them: an OpenGate must not take effect after a later CloseGate has returned, and an Own
+// must not take effect over a row of the same or a higher epoch. Everything else that comes late
+// is harmless or is mended by the engine.
 type Database interface {
 	// Install creates schema ficus with its ownership row (epoch 1, owner as given), signal table
 	// and gate; the gate is open only on the owner. It leaves an existing installation of the same
@@ -64,7 +70,7 @@ type Database interface {
 	Arm(ctx context.Context) error
 	// CloseGate bans writes by ordinary sessions, durably, taking no lock.
 	CloseGate(ctx context.Context) error
-	// OpenGate lifts the ban.
+	// OpenGate lifts the ban. It refuses when the ownership row names the other side.
 	OpenGate(ctx context.Context) error
 	// WaitWriters waits until every transaction that held a write lock on a fenced table when it
 	// was called has ended. When ctx ends first the error wraps ctx's cause and names the
@@ -72,8 +78,10 @@ type Database interface {
 	WaitWriters(ctx context.Context, blocked func([]Blocker)) error
 	// Signal writes nonce to ficus.signal; the stream carries it after everything committed before.
 	Signal(ctx context.Context, nonce string) error
-	// Own writes the ownership row. On the new owner this is the point of no return.
-	// It refuses to go back to a lower epoch.
+	// Own writes the ownership row. On the new owner this is the point of no return. It locks the
+	// row, and refuses an epoch below the row's, or equal to it with another owner: so of two
+	// writers of one epoch exactly one wins, however late the other comes. The engine decides a
+	// commit whose reply was lost by writing the same epoch for the old owner.
 	Own(ctx context.Context, epoch int64, owner Side) error
 	// Sequences reads every moved sequence.
 	Sequences(ctx context.Context) ([]Sequence, error)
@@ -163,7 +171,9 @@ type Verifier interface {
 	// Exact compares everything at one instant while the link runs.
 	Exact(ctx context.Context, owner Side, progress func(done, total int64)) (Proof, error)
 	// Delta compares what was touched since the last proof of the same owner, live; with fenced
-	// set nobody writes and both sides are compared as they stand.
+	// set nobody writes and both sides are compared as they stand. A fenced proof without
+	// differences counts for either owner. ErrNoProof says that there is nothing to build on: the
+	// engine then calls Exact, except under the fence.
 	Delta(ctx context.Context, owner Side, fenced bool) (Proof, error)
 }
 
@@ -175,7 +185,9 @@ type StallStats struct {
 	Max     time.Duration `json:"max_ns"`
 }
 
-// A Router leads clients to the owner. gateway implements it.
+// A Router leads clients to the owner. gateway implements it. The epoch is that of the attempt:
+// the Release that ends a Hold has the same epoch or a higher one, also when it goes back to the old
+// owner.
 type Router interface {
 	// Reads sends that percentage of read-only traffic to the side that does not own the data.
 	Reads(ctx context.Context, percent int) error
@@ -188,7 +200,8 @@ type Router interface {
 	Stalls() StallStats
 }
 
-// A Journal keeps the engine's records, durably and in order. eventstore implements it.
+// A Journal keeps the engine's records, durably and in order. eventstore implements it. Scan may
+// run while others append.
 type Journal interface {
 	Append(record []byte) error
 	Scan(fn func(record []byte) error) error

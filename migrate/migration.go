@@ -32,6 +32,7 @@ type Migration struct {
 		log     eventLog
 		changed chan struct{} // closed and replaced whenever something above changed
 		running bool
+		ran     bool // Run was called: a failure is its result, not one that it will go on from
 		// interrupt ends the step that is running; nil while none may be interrupted.
 		interrupt context.CancelCauseFunc
 	}
@@ -81,7 +82,7 @@ func (m *Migration) begin() bool {
 	if m.mu.running {
 		return false
 	}
-	m.mu.running = true
+	m.mu.running, m.mu.ran = true, true
 	m.mu.live = live{}
 	m.changedLocked()
 	return true

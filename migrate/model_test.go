@@ -316,6 +316,8 @@ func nextVerb(st Status) Verb {
 	switch {
 	case st.Phase == Failed && strings.Contains(st.Error, "somebody removed it"):
 		return Cancel
+	case st.Phase == Failed && strings.Contains(st.Error, "not prepared"):
+		return Cancel // it was being cancelled when the journal lost that
 	case st.Phase == Failed, st.Paused:
 		return Resume
 	case st.WaitingFor == GateApproval:

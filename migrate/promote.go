@@ -20,6 +20,7 @@ type attempt struct {
 	link     Link  // from -> to, running
 	opposite Link  // to -> from; nil when there is none
 	nonce    string
+	ahead    int64 // by which the router's epoch is higher; see lead
 	opened   time.Time
 }
 
@@ -332,7 +333,22 @@ func (m *Migration) hold(ctx context.Context, a *attempt) error {
 }
 
 func (m *Migration) releaseBack(ctx context.Context, a *attempt) error {
-	return m.cfg.Router.Release(ctx, a.from, a.epoch)
+	return m.lead(ctx, a, a.from)
+}
+
+// lead releases clients to an owner. A router that outlived both an engine and the end of its
+// journal may know a later epoch and refuse ours: epochs may have gaps, so a repeated call tries
+// the next one, and the attempt after this starts from there.
+func (m *Migration) lead(ctx context.Context, a *attempt, owner Side) error {
+	if err := m.cfg.Router.Release(ctx, owner, a.epoch+a.ahead); err != nil {
+		a.ahead++
+		return err
+	}
+	if a.ahead > 0 {
+		message := fmt.Sprintf("the router stands at epoch %d", a.epoch+a.ahead)
+		m.note(Event{Type: eventStep, Message: message}, fact{Attempt: a.epoch + a.ahead})
+	}
+	return nil
 }
 
 func (m *Migration) closeGate(ctx context.Context, a *attempt) error {
@@ -382,7 +398,7 @@ func (m *Migration) openGate(ctx context.Context, a *attempt) error {
 }
 
 func (m *Migration) release(ctx context.Context, a *attempt) error {
-	return m.cfg.Router.Release(ctx, a.to, a.epoch)
+	return m.lead(ctx, a, a.to)
 }
 
 func (m *Migration) recordOwner(ctx context.Context, a *attempt) error {

@@ -148,13 +148,20 @@ func (m *Migration) resumeOwner(ctx context.Context, s state, o Ownership, forei
 			return err
 		}
 	}
+	return m.leadClients(ctx, o)
+}
+
+// leadClients makes the router agree with the databases.
+func (m *Migration) leadClients(ctx context.Context, o Ownership) error {
+	s := m.snapshot()
+	a := &attempt{epoch: max(o.Epoch, s.attempt)}
 	st := step{Step: Step{Name: "lead clients to the " + string(o.Owner), Budget: m.cfg.Settings.Budgets.Own}}
-	return m.insist(ctx, st, func(m *Migration, ctx context.Context, _ *attempt) error {
-		if err := m.cfg.Router.Release(ctx, o.Owner, max(o.Epoch, s.attempt)); err != nil {
+	return m.insist(ctx, st, func(m *Migration, ctx context.Context, a *attempt) error {
+		if err := m.lead(ctx, a, o.Owner); err != nil {
 			return err
 		}
 		return m.cfg.Router.Reads(ctx, s.reads)
-	}, nil)
+	}, a)
 }
 
 // reconcileBare deals with databases of which at least one has no ownership row.

@@ -152,8 +152,11 @@ func (s *state) apply(r record) {
 	case eventError:
 		s.err, s.hint, s.parked = f.Error, f.Hint, f.Park
 	}
-	if e := max(f.Attempt, f.Epoch); e > s.attempt { // nothing of an earlier attempt belongs to this one
-		s.attempt, s.closedAt, s.fenceProof, s.sequences = e, time.Time{}, nil, 0
+	if e := max(f.Attempt, f.Epoch); e > s.attempt {
+		s.attempt = e
+		if !s.passing { // nothing of an earlier attempt belongs to this one
+			s.closedAt, s.fenceProof, s.sequences = time.Time{}, nil, 0
+		}
 	}
 }
 

@@ -75,7 +75,7 @@ const (
 func copySteps() []step {
 	return []step{
 		{
-			Step: Step{Phase: Preparing, Name: "preflight", Does: "looks for everything that would go wrong later; stops at the first finding of severity error", Known: repeat},
+			Step: Step{Phase: Preparing, Name: "preflight", Does: "looks for everything that would go wrong later; a finding of severity error ends the run", Known: repeat},
 			run:  (*Migration).preflight, once: true,
 		},
 		{

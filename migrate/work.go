@@ -47,8 +47,8 @@ func (m *Migration) install(ctx context.Context, _ *attempt) error {
 	if err != nil {
 		return fmt.Errorf("read the ownership of the source: %w", err)
 	}
-	if err := m.cfg.Router.Release(ctx, Source, o.Epoch); err != nil {
-		return fmt.Errorf("lead clients to the source: %w", err)
+	if err := m.leadClients(ctx, o); err != nil {
+		return err
 	}
 	return m.emit(Event{Type: eventOwner, Message: "the source owns the data"}, fact{Owner: Source, Epoch: o.Epoch}, nil)
 }

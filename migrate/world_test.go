@@ -27,7 +27,7 @@ type world struct {
 	links   map[Side]*linkState // by origin
 	route   Side
 	held    bool
-	holders int64 // epoch of the last Hold
+	routed  int64 // epoch of the last Release
 	journal [][]byte
 
 	acked      map[int64]bool // ids of writes that a client was told are committed
@@ -641,7 +641,10 @@ func (h router) Reads(ctx context.Context, _ int) error {
 
 func (h router) Hold(ctx context.Context, epoch int64) error {
 	err := h.w.call(ctx, h.p, "hold", false, func() error {
-		h.w.held, h.w.holders = true, epoch
+		if epoch <= h.w.routed {
+			return errors.New("epoch is out of date")
+		}
+		h.w.held = true
 		return nil
 	})
 	if err != nil {
@@ -657,7 +660,10 @@ func (h router) Release(ctx context.Context, owner Side, epoch int64) error {
 		if o := h.w.owner(); o != "" && o != owner {
 			h.w.fail("clients are led to the %s while the %s owns", owner, o)
 		}
-		h.w.held, h.w.route = false, owner
+		if epoch < h.w.routed {
+			return errors.New("epoch is out of date")
+		}
+		h.w.held, h.w.route, h.w.routed = false, owner, epoch
 		return nil
 	})
 }

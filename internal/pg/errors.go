@@ -13,14 +13,14 @@ import (
 // SQLSTATE codes that callers compare with Code.
 // Source: PostgreSQL manual, Appendix A.
 const (
-	CodeUndefinedTable       = "42P01"
-	CodeUndefinedObject      = "42704"
-	CodeDuplicateObject      = "42710"
-	CodeObjectInUse          = "55006"
-	CodeObjectNotReady       = "55000" // object_not_in_prerequisite_state
-	CodeLockNotAvailable     = "55P03"
-	CodeReadOnlyTransaction  = "25006"
-	CodeInsufficientPrivlege = "42501"
+	CodeUndefinedTable        = "42P01"
+	CodeUndefinedObject       = "42704"
+	CodeDuplicateObject       = "42710"
+	CodeObjectInUse           = "55006"
+	CodeObjectNotReady        = "55000" // object_not_in_prerequisite_state
+	CodeLockNotAvailable      = "55P03"
+	CodeReadOnlyTransaction   = "25006"
+	CodeInsufficientPrivilege = "42501"
 )
 
 // Code returns the SQLSTATE of the server error in err's chain, or "".

@@ -63,7 +63,7 @@ func (r *report) occupied(ctx context.Context, cfg Config, _, target *pgx.Conn) 
 	case err == nil:
 		r.add(fail, "other-migration", "target", "finish it, or ficus cleanup --target with this database", "migration %q uses this database", owner)
 		return nil
-	case code != pg.CodeUndefinedTable && code != pg.CodeInsufficientPrivlege:
+	case code != pg.CodeUndefinedTable && code != pg.CodeInsufficientPrivilege:
 		return fmt.Errorf("target: look for another migration: %w", err)
 	}
 

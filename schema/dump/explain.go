@@ -45,7 +45,7 @@ func explain(err error, e *entry) error {
 		if e != nil && e.kind == "EXTENSION" {
 			return hint.Wrap(err, "the target's server does not have extension %s: install its package there, or drop the extension on the source", e.name)
 		}
-	case pg.CodeInsufficientPrivlege:
+	case pg.CodeInsufficientPrivilege:
 		if e != nil && e.kind == "EXTENSION" {
 			return hint.Wrap(err, "let an administrator of the target run: CREATE EXTENSION %s", e.name)
 		}

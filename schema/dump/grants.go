@@ -30,7 +30,7 @@ func (d *Dump) grant(ctx context.Context, conn *pgx.Conn, e *entry) error {
 			}
 			err := execute(ctx, conn, stmt)
 			switch pg.Code(err) {
-			case pg.CodeUndefinedObject, codeInvalidParameter, pg.CodeInsufficientPrivlege:
+			case pg.CodeUndefinedObject, codeInvalidParameter, pg.CodeInsufficientPrivilege:
 				d.warn("%s are left out in part: %s", e, message(err))
 				complete = false
 				skip = strings.HasPrefix(stmt, "SET SESSION AUTHORIZATION ")

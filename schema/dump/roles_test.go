@@ -83,12 +83,12 @@ func TestMissingRights(t *testing.T) {
 	d := open(t, Config{Source: source.DSN})
 
 	err = d.PreData(t.Context(), mover)
-	if pg.Code(err) != pg.CodeInsufficientPrivlege || !strings.Contains(hint.Of(err), "GRANT CREATE ON DATABASE") {
+	if pg.Code(err) != pg.CodeInsufficientPrivilege || !strings.Contains(hint.Of(err), "GRANT CREATE ON DATABASE") {
 		t.Errorf("no right to create schemas: got %v (hint: %s)", err, hint.Of(err))
 	}
 	target.Exec(t, "GRANT CREATE ON DATABASE "+target.Name+" TO rights_mover")
 	err = d.PreData(t.Context(), mover)
-	if pg.Code(err) != pg.CodeInsufficientPrivlege || !strings.Contains(hint.Of(err), "CREATE EXTENSION file_fdw") {
+	if pg.Code(err) != pg.CodeInsufficientPrivilege || !strings.Contains(hint.Of(err), "CREATE EXTENSION file_fdw") {
 		t.Errorf("no right to create the extension: got %v (hint: %s)", err, hint.Of(err))
 	}
 	target.Exec(t, "CREATE SCHEMA ext; GRANT ALL ON SCHEMA ext TO rights_mover; CREATE EXTENSION file_fdw SCHEMA ext")

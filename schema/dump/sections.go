@@ -67,7 +67,7 @@ func (d *Dump) create(ctx context.Context, conn *pgx.Conn, e *entry, r roles) er
 	case err == nil:
 		return execute(ctx, conn, "RELEASE SAVEPOINT ficus_object")
 	case e.kind == "SCHEMA" && code == codeDuplicateSchema: // an empty container is in nobody's way
-	case e.kind == "COMMENT" && code == pg.CodeInsufficientPrivlege: // on an extension that an administrator made
+	case e.kind == "COMMENT" && code == pg.CodeInsufficientPrivilege: // on an extension that an administrator made
 		d.warn("%s is left out: %s", e, message(err))
 	default:
 		return err
@@ -127,7 +127,7 @@ func (d *Dump) build(ctx context.Context, conn *pgx.Conn, e *entry, r roles) err
 			break
 		}
 	}
-	if code := pg.Code(err); e.stage == stageEvents && (code == pg.CodeInsufficientPrivlege ||
+	if code := pg.Code(err); e.stage == stageEvents && (code == pg.CodeInsufficientPrivilege ||
 		code == pg.CodeUndefinedObject && e.kind == "COMMENT") { // event triggers are for superusers
 		d.warn("%s is left out: %s", e, message(err))
 		return nil

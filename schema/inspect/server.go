@@ -96,7 +96,7 @@ WHERE e.extname <> 'plpgsql' ORDER BY e.extname`)
 
 // allowed turns "insufficient privilege" into false.
 func allowed(err error) (bool, error) {
-	if pg.Code(err) == pg.CodeInsufficientPrivlege {
+	if pg.Code(err) == pg.CodeInsufficientPrivilege {
 		return false, nil
 	}
 	return err == nil, err

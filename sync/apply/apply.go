@@ -250,7 +250,7 @@ func (a *Applier) prepareSession(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("set up the session: %w", err)
 	}
 	_, err := conn.Exec(ctx, `SET session_replication_role = replica`)
-	if pg.Code(err) == pg.CodeInsufficientPrivlege {
+	if pg.Code(err) == pg.CodeInsufficientPrivilege {
 		a.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "role may not act as a replica: triggers of the destination will fire",
 			slog.String("link", a.cfg.Link))
 		return nil

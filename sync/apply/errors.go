@@ -94,7 +94,7 @@ func advise(err error, table schema.Name) error {
 		return hint.Wrap(err, "a row at the destination that the source does not have is in the way, or %s has a constraint that the source lacks: remove it and resume", name)
 	case strings.HasPrefix(code, "22"):
 		return hint.Wrap(err, "a column of %s is narrower than at the source: widen it and resume", name)
-	case code == pg.CodeInsufficientPrivlege:
+	case code == pg.CodeInsufficientPrivilege:
 		return hint.Wrap(err, "grant the role INSERT, UPDATE, DELETE and TRUNCATE on %s and resume", name)
 	case strings.HasPrefix(code, "42"):
 		return hint.Wrap(err, "compare the definition of %s at the destination with the source, and the rules that the playbook has for it", name)

@@ -168,7 +168,7 @@ func checkTarget(m *transform.Mapping, t *target, replica bool) error {
 // when the role may not.
 func becomeReplica(ctx context.Context, conn *pgx.Conn) (ok bool, err error) {
 	_, err = conn.Exec(ctx, "SET session_replication_role = replica")
-	if pg.Code(err) == pg.CodeInsufficientPrivlege {
+	if pg.Code(err) == pg.CodeInsufficientPrivilege {
 		return false, nil
 	}
 	if err != nil {

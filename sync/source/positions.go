@@ -47,6 +47,7 @@ func (p *positions) receive(lsn change.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.mu.Received = max(p.mu.Received, lsn)
+	p.mu.ServerEnd = max(p.mu.ServerEnd, lsn) // of which only a sample is taken
 }
 
 func (p *positions) ack(lsn change.LSN) (received, acked change.LSN) {

@@ -46,7 +46,7 @@ func EnsurePublication(ctx context.Context, conn *pgx.Conn, name string, tables 
 		return ensure(ctx, tx, second, opts.InsertOnly, "insert, truncate")
 	})
 	switch pg.Code(err) {
-	case pg.CodeInsufficientPrivlege:
+	case pg.CodeInsufficientPrivilege:
 		err = hint.Wrap(err, "the role must own the tables and have CREATE on the database: GRANT CREATE ON DATABASE ... TO ...")
 	case pg.CodeUndefinedTable:
 		err = hint.Wrap(err, "a table was dropped or renamed since the plan was made: start again")

@@ -3,6 +3,7 @@ package source_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -41,6 +42,33 @@ func TestSlotDroppedWhileStreaming(t *testing.T) {
 	}
 	if err := <-done; !errors.Is(err, source.ErrSlotGone) || hint.Of(err) == "" {
 		t.Errorf("got %v with hint %q, want ErrSlotGone with one", err, hint.Of(err))
+	}
+}
+
+// A publication that vanishes while changes are read, which PostgreSQL 18 does not call an error.
+func TestPublicationDroppedWhileStreaming(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{15, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			g := newRig(t, pgtest.DB(t, pgtest.Version(major)), "CREATE TABLE public.t (id int PRIMARY KEY)")
+			r, err := source.New(g.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- r.Run(t.Context()) }() // ends without the publication
+			g.walsender(t)
+			g.db.Exec(t, "INSERT INTO t VALUES (1)")
+			g.received(t, r)
+			if err := source.DropPublication(t.Context(), g.db.Conn(t), "ficus_test"); err != nil {
+				t.Fatal(err)
+			}
+			g.db.Exec(t, "INSERT INTO t VALUES (2)")
+			if err := <-done; hint.Of(err) == "" {
+				t.Errorf("got %v without a hint", err)
+			}
+		})
 	}
 }
 

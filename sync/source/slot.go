@@ -61,7 +61,7 @@ func slotHint(err error, name string) error {
 		return hint.Wrap(err, "drop slots that nobody uses (pg_replication_slots), or raise max_replication_slots and restart the server")
 	case pg.CodeObjectNotReady:
 		return hint.Wrap(err, "ALTER SYSTEM SET wal_level = logical, and restart the server")
-	case pg.CodeInsufficientPrivlege:
+	case pg.CodeInsufficientPrivilege:
 		return hint.Wrap(err, "the role needs the REPLICATION attribute: ALTER ROLE ... REPLICATION")
 	}
 	return err

@@ -12,7 +12,18 @@ import (
 
 func TestStream(t *testing.T) {
 	t.Parallel()
-	g := newRig(t, pgtest.DB(t), `
+	// Before 15, PostgreSQL sends the begin and commit of transactions in which nothing is published.
+	for _, major := range []int{13, 15, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			testStream(t, pgtest.DB(t, pgtest.Version(major)))
+		})
+	}
+}
+
+func testStream(t *testing.T, db *pgtest.Database) {
+	t.Helper()
+	g := newRig(t, db, `
 		CREATE TABLE public.t (id int PRIMARY KEY, v text);
 		CREATE TABLE public.parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
 		CREATE TABLE public.part1 PARTITION OF public.parts FOR VALUES FROM (0) TO (10)`)

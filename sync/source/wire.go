@@ -58,7 +58,11 @@ func hijack(conn *pgconn.PgConn) (*wire, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take over the connection: %w", err)
 	}
-	return &wire{conn: h.Conn, br: bufio.NewReaderSize(h.Conn, readBuffer)}, nil
+	return newWire(h.Conn), nil
+}
+
+func newWire(conn net.Conn) *wire {
+	return &wire{conn: conn, br: bufio.NewReaderSize(conn, readBuffer)}
 }
 
 // close says goodbye, lest the server logs a lost connection, and ends blocked calls. What goes
