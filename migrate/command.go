@@ -95,7 +95,7 @@ func (m *Migration) refuseLocked(s *state, v Verb) string {
 	case Rollback:
 		return m.refuseRollbackLocked(s)
 	case Complete:
-		if s.phase != Promoted && !(s.phase == Failed && s.failedIn == Promoted) {
+		if s.phase != Promoted && (s.phase != Failed || s.failedIn != Promoted) {
 			return "the target does not own the data"
 		}
 		if s.wish == Rollback {

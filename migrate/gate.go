@@ -148,7 +148,7 @@ func (m *Migration) lagReading(Status) Reading {
 }
 
 // within reports whether the lag gate lets a measurement pass.
-func (s *Settings) within(l Lag) bool { return l.Bytes <= s.LagBytes && l.Time <= s.LagTime }
+func (s Settings) within(l Lag) bool { return l.Bytes <= s.LagBytes && l.Time <= s.LagTime }
 
 func lagText(l Lag) string {
 	return fmt.Sprintf("lag %s, %s", size(l.Bytes), l.Time.Round(time.Millisecond))

@@ -411,7 +411,7 @@ func (m *Migration) update(change func(*live)) {
 // trouble shows an error that is being retried, or that it has passed.
 func (m *Migration) trouble(err error) {
 	if err != nil {
-		m.cfg.Log.LogAttrs(context.Background(), slog.LevelWarn, "will try again", slog.Any("err", err))
+		m.cfg.Log.Warn("will try again", slog.Any("err", err))
 	}
 	m.update(func(l *live) { l.trouble = err })
 }

@@ -230,9 +230,11 @@ func (h *history) life(t *testing.T) {
 	ctx, kill := context.WithCancelCause(t.Context())
 	defer kill(nil)
 	m := h.newEngine(t, kill)
-	done := make(chan error, 1)
 	over := make(chan struct{})
-	go func() { done <- m.Run(ctx); close(over) }()
+	go func() {
+		defer close(over)
+		_ = m.Run(ctx) // its error is the history's
+	}()
 
 	verbs := []Verb{Approve, Promote, Promote, Rollback, Rollback, Pause, Resume, Resume, Approve, Complete, Cancel}
 	if w.rng.IntN(4) > 0 {
@@ -257,7 +259,7 @@ func (h *history) life(t *testing.T) {
 	}
 	w.mu.Unlock()
 	kill(errors.New("stop")) // otherwise a graceful one
-	<-done
+	<-over
 	synctest.Wait()
 }
 
@@ -335,12 +337,15 @@ func (h *history) untilRest(ctx context.Context, t *testing.T, m *Migration) Sta
 	t.Helper()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		_ = m.Run(ctx) // the status tells
+	}()
 	quiet := 0
 	for quiet < 3 && ctx.Err() == nil {
 		select {
-		case <-done:
+		case <-over:
 			return m.Status()
 		case <-time.After(4 * time.Second):
 		}
@@ -358,8 +363,8 @@ func (h *history) untilRest(ctx context.Context, t *testing.T, m *Migration) Sta
 		}
 	}
 	st := m.Status()
-	stop(fmt.Errorf("settled"))
-	<-done
+	stop(errors.New("settled"))
+	<-over
 	return st
 }
 

@@ -8,7 +8,6 @@ package migrate
 // Records are only appended. Passing events (progress) are not in it.
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -316,7 +315,7 @@ func (m *Migration) write(e Event, f fact, check func(*state) error, force bool)
 		if !force {
 			return fmt.Errorf("write the journal: %w", err)
 		}
-		m.cfg.Log.LogAttrs(context.Background(), slog.LevelError, "journal refused a record", slog.String("event", e.Message), slog.Any("err", err))
+		m.cfg.Log.Error("journal refused a record", slog.String("event", e.Message), slog.Any("err", err))
 	}
 	m.mu.Lock()
 	m.mu.state.apply(record{Event: e, Fact: f})

@@ -26,7 +26,7 @@ func (m *Migration) preflight(ctx context.Context, _ *attempt) error {
 		if f.Severity == SeverityError {
 			err := errors.New(f.Message)
 			if f.Object != "" {
-				err = fmt.Errorf("%s: %s", f.Object, f.Message) //nolint:errorlint // plain text, nothing to wrap
+				err = fmt.Errorf("%s: %s", f.Object, f.Message)
 			}
 			if f.Fix != "" {
 				err = hint.Wrap(err, "%s", f.Fix)
