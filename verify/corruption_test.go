@@ -263,3 +263,21 @@ func TestFindsWrongRows(t *testing.T) {
 		}
 	}
 }
+
+// Counts are exact however many rows differ; samples are few.
+func TestManyDifferences(t *testing.T) {
+	t.Parallel()
+	const filled = "CREATE TABLE %s (id int PRIMARY KEY, v int); INSERT INTO %[1]s SELECT i, %s FROM generate_series(1, 3000) i;"
+	src, dst := pair(t, "CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE c (v int)")
+	src.Exec(t, fmt.Sprintf(filled, "b", "i")+"INSERT INTO c SELECT 1 FROM generate_series(1, 3000)")
+	dst.Exec(t, fmt.Sprintf(filled, "b", "-i")+"INSERT INTO a SELECT i FROM generate_series(1, 3000) i; INSERT INTO c SELECT i % 2 FROM generate_series(1, 3000) i")
+	cfg := config(t, src, dst)
+	cfg.MaxSamples = 3
+	r := run(t, cfg)
+	for name, want := range map[string]string{"a": "0 3000 0, 3", "b": "0 0 3000, 3", "c": "1500 1500 0, 2"} {
+		tr := r.table(t, name)
+		if got := fmt.Sprintf("%d %d %d, %d", tr.Missing, tr.Extra, tr.Changed, len(tr.Samples)); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+}

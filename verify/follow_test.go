@@ -40,7 +40,7 @@ func newMirror(t *testing.T, src, dst *pgtest.Database) *mirror {
 func (m *mirror) StopAt(ctx context.Context, lsn change.LSN) (release func(), err error) {
 	if lsn == 0 {
 		m.mu.Lock()
-		return m.mu.Unlock, nil
+		return sync.OnceFunc(m.mu.Unlock), nil
 	}
 	return func() {}, m.pullLocked(ctx, lsn.String()) // held since the first call
 }

@@ -93,9 +93,9 @@ func (n *node) major() int { return n.version / 10000 }
 func (n *node) fail(doing string, err error) error {
 	at := fmt.Errorf("%s: %s: %w", n.side, doing, err)
 	switch code := pg.Code(err); {
-	case code == pg.CodeInsufficientPrivlege && strings.Contains(err.Error(), "row-level security"):
+	case code == pg.CodeInsufficientPrivilege && strings.Contains(err.Error(), "row-level security"):
 		return hint.Wrap(at, "the role must see every row: ALTER ROLE %s BYPASSRLS", n.dsn.User())
-	case code == pg.CodeInsufficientPrivlege:
+	case code == pg.CodeInsufficientPrivilege:
 		return hint.Wrap(at, "the role %s needs SELECT on the table and USAGE on its schema", n.dsn.User())
 	case code == pg.CodeUndefinedTable:
 		return hint.Wrap(at, "the table is not in database %s: copy the schema first, or exclude the table", n.dsn.Database())
