@@ -226,7 +226,7 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	})
 
 	reader := a.log.Read(at.lsn)
-	defer reader.Close() //nolint:errcheck // it holds nothing
+	defer func() { _ = reader.Close() }() // it holds nothing
 	pins, err := reader.Pins()
 	if err != nil {
 		return err
@@ -307,8 +307,8 @@ func (a *Applier) writeAll(ctx context.Context, w *writer, batches <-chan *batch
 // writeBefore writes the transactions of a batch before the one that holds the refused row, so that
 // the applier stops right in front of that one. It returns why it stops.
 func (a *Applier) writeBefore(ctx context.Context, w *writer, b *batch, why error) error {
-	var refused *RowError
-	if !errors.As(why, &refused) {
+	refused, ok := errors.AsType[*RowError](why)
+	if !ok {
 		return why
 	}
 	n := slices.IndexFunc(b.txns, func(t txn) bool { return t.end == refused.End })

@@ -67,8 +67,7 @@ func (r *refusal) Unwrap() error { return r.err }
 
 // withoutValues hides row values that a server error may quote.
 func withoutValues(err error) error {
-	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return &refusal{pe}
 	}
 	return err

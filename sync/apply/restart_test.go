@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -192,7 +193,9 @@ func TestEventStore(t *testing.T) {
 		go func() { done <- a.Run(ctx) }()
 		(&running{Applier: a, done: done}).wait(t, end)
 		cancel(errTestOver)
-		<-done
+		if err := <-done; !errors.Is(err, errTestOver) {
+			t.Fatal(err)
+		}
 	}
 	o.tx(t, "INSERT INTO t VALUES (1, 'a')")
 	o.tx(t, "INSERT INTO t SELECT i, repeat('b', 100) FROM generate_series(2, 1000) i")

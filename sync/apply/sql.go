@@ -245,10 +245,11 @@ func (s *shape) truncation(b *builder) {
 	for i, t := range s.truncate.tables {
 		names[i] = t.target.sql()
 	}
-	fmt.Fprintf(b, "TRUNCATE TABLE %s", strings.Join(names, ", "))
+	again := ""
 	if s.truncate.restart {
-		b.WriteString(" RESTART IDENTITY")
+		again = " RESTART IDENTITY"
 	}
+	fmt.Fprintf(b, "TRUNCATE TABLE %s%s", strings.Join(names, ", "), again)
 }
 
 // value returns what a row of the statement has for a parameter.

@@ -103,10 +103,11 @@ func (t *table) addParam(rel *change.Relation, name string) int {
 // markRead finds out which params of a computed table are used. It takes every word of the rules
 // for a column, and the table's name for all of them: too many rather than too few.
 func (t *table) markRead() {
-	text := t.mapping.Where
+	rules := []string{t.mapping.Where}
 	for _, c := range t.mapping.Columns {
-		text += " " + c.Expr
+		rules = append(rules, c.Expr)
 	}
+	text := strings.Join(rules, " ")
 	words := map[string]bool{}
 	for _, w := range strings.FieldsFunc(text, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
 		words[strings.ToLower(w)] = true

@@ -59,8 +59,7 @@ type prepared struct {
 // A command is one statement in a pipeline.
 type command struct {
 	prepared
-	params [][]byte
-	binary bool
+	params [][]byte                       // binary for a prepared statement, else text
 	check  func(pgconn.CommandTag) error // nil when any result will do
 }
 
@@ -144,6 +143,9 @@ func (w *writer) begin(b *batch) []command {
 		cmds = append(cmds, simple("BEGIN"), lock)
 	}
 	if b.part {
+		if w.open { // the part before is done: savepoints do not pile up
+			cmds = append(cmds, simple("RELEASE SAVEPOINT part"))
+		}
 		cmds = append(cmds, simple("SAVEPOINT part"))
 	}
 	return cmds
@@ -185,37 +187,7 @@ func (w *writer) run(ctx context.Context, cmds []command, stmts []stmt) (failed 
 			failed, err = -1, withoutValues(closed)
 		}
 	}()
-	buffered := 0
-	send := func(c command) error {
-		var formats []int16
-		if c.binary {
-			formats = []int16{pgx.BinaryFormatCode}
-		}
-		if c.name != "" {
-			pipe.SendQueryPrepared(c.name, c.params, formats, nil)
-		} else {
-			pipe.SendQueryParams(c.text, c.params, nil, formats, nil)
-		}
-		for _, p := range c.params {
-			buffered += len(p)
-		}
-		if buffered < flushBytes {
-			return nil
-		}
-		buffered = 0
-		return pipe.Flush()
-	}
-	for _, c := range cmds {
-		if err := send(c); err != nil {
-			return -1, err
-		}
-	}
-	for i := range stmts {
-		if err := send(w.command(&stmts[i])); err != nil {
-			return -1, err
-		}
-	}
-	if err := pipe.Sync(); err != nil {
+	if err := w.send(pipe, cmds, stmts); err != nil {
 		return -1, err
 	}
 	for _, c := range cmds {
@@ -229,6 +201,34 @@ func (w *writer) run(ctx context.Context, cmds []command, stmts []stmt) (failed 
 		}
 	}
 	return -1, nil
+}
+
+func (w *writer) send(pipe *pgconn.Pipeline, cmds []command, stmts []stmt) error {
+	buffered := 0
+	for i := range len(cmds) + len(stmts) {
+		var c command
+		if i < len(cmds) {
+			c = cmds[i]
+		} else {
+			c = w.command(&stmts[i-len(cmds)])
+		}
+		if c.name != "" {
+			pipe.SendQueryPrepared(c.name, c.params, []int16{pgx.BinaryFormatCode}, nil)
+		} else {
+			pipe.SendQueryParams(c.text, c.params, nil, nil, nil)
+		}
+		for _, p := range c.params {
+			buffered += len(p)
+		}
+		if buffered < flushBytes {
+			continue
+		}
+		buffered = 0
+		if err := pipe.Flush(); err != nil {
+			return err
+		}
+	}
+	return pipe.Sync()
 }
 
 // result reads what one command did.
@@ -281,7 +281,7 @@ func (w *writer) command(s *stmt) command {
 		return simple(text)
 	}
 	p := w.shapes[s.shape]
-	return command{prepared: *p, params: textArrays(p.args, s.rows), binary: true}
+	return command{prepared: *p, params: textArrays(p.args, s.rows)}
 }
 
 // check compares how many rows a statement hit with how many it was for. Where a mapping has a
