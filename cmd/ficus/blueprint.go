@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/migrate/preflight"
+	"github.com/ficus-migrate/ficus/playbooks"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/dump"
+	"github.com/ficus-migrate/ficus/schema/inspect"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// blueprints is the bucket that keeps one blueprint per migration.
+const blueprints = "blueprints"
+
+// A blueprint is what a playbook comes to once the source has been read. It is made once and kept
+// with the migration: later runs must use the mappings that the data was moved by, and must not
+// need a source that may be gone.
+type blueprint struct {
+	Playbook  playbooks.Playbook  `json:"playbook"` // without connection strings
+	Recipe    string              `json:"recipe"`
+	Tables    []schema.Table      `json:"tables"` // all that were selected, moved or not
+	Mappings  []transform.Mapping `json:"mappings"`
+	Reverse   []transform.Mapping `json:"reverse"` // empty when Lossy says why
+	Lossy     []string            `json:"lossy"`
+	Sequences []schema.Name       `json:"sequences"`
+
+	Forward, Backward identities
+}
+
+// identities are the tables of one link that need another replica identity than they have.
+type identities struct {
+	Full       []schema.Name          `json:"full"`
+	InsertOnly []schema.Name          `json:"insert_only"`
+	Why        map[schema.Name]string `json:"-"`
+}
+
+// A job is a playbook with its two databases, before anything is opened for writing.
+type job struct {
+	playbook       *playbooks.Playbook
+	recipe         string
+	source, target pg.DSN
+	plan           *blueprint
+	copyOnly       bool // nothing is followed afterwards
+}
+
+// newJob checks the connection strings. It connects to nothing.
+func newJob(p *playbooks.Playbook, recipe string) (*job, error) {
+	j := &job{playbook: p, recipe: recipe}
+	var err error
+	if j.source, err = pg.Parse(p.Source); err != nil {
+		return nil, &statusError{exitUsage, fmt.Errorf("source: %w", err)}
+	}
+	if j.target, err = pg.Parse(p.Target); err != nil {
+		return nil, &statusError{exitUsage, fmt.Errorf("target: %w", err)}
+	}
+	return j, nil
+}
+
+// read makes the blueprint from the source as it is now.
+func (j *job) read(ctx context.Context) error {
+	conn, err := j.source.Connect(ctx, "plan")
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+
+	p := *j.playbook
+	p.Source, p.Target = "", ""
+	plan := &blueprint{Playbook: p, Recipe: j.recipe}
+	filter := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}
+	if plan.Tables, err = inspect.Tables(ctx, conn, filter); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	sequences, err := inspect.Sequences(ctx, conn, filter)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	for _, s := range sequences {
+		plan.Sequences = append(plan.Sequences, s.Name)
+	}
+	plan.Mappings, err = transform.Compile(plan.Tables, p.Rules(), func(table schema.Name, expr string) (schema.Type, error) {
+		return inspect.Describe(ctx, conn, table, expr)
+	})
+	if err != nil {
+		return &statusError{exitUsage, err}
+	}
+	plan.invert()
+	plan.Forward = needs(plan.Mappings, p.Follow.NoReplicaIdentity)
+	plan.Backward = needs(plan.Reverse, p.Follow.NoReplicaIdentity)
+	j.plan = plan
+	return nil
+}
+
+// invert derives the reverse link's mappings, or says why there are none.
+func (b *blueprint) invert() {
+	for i := range b.Mappings {
+		inverse, err := b.Mappings[i].Inverse()
+		var lossy *transform.LossyError
+		if errors.As(err, &lossy) {
+			for _, reason := range lossy.Reasons {
+				b.Lossy = append(b.Lossy, lossy.Table.Display()+": "+reason)
+			}
+			continue
+		}
+		b.Reverse = append(b.Reverse, inverse)
+	}
+	if len(b.Lossy) > 0 {
+		b.Reverse = nil
+	}
+}
+
+// needs sorts out which origin tables cannot be followed with the replica identity they have.
+func needs(mappings []transform.Mapping, insertsOnly bool) identities {
+	ids := identities{Why: map[schema.Name]string{}}
+	for i := range mappings {
+		m := &mappings[i]
+		full, why := transform.NeedsFull(m)
+		keyless := len(m.Source.IdentKey) == 0 && m.Source.Identity != schema.IdentityFull
+		if !full && keyless {
+			full, why = true, "it has no primary key that finds a row"
+		}
+		switch {
+		case !full || m.Source.Identity == schema.IdentityFull:
+		case keyless && insertsOnly:
+			ids.InsertOnly = append(ids.InsertOnly, m.Source.Name)
+		default:
+			ids.Full = append(ids.Full, m.Source.Name)
+			ids.Why[m.Source.Name] = why
+		}
+	}
+	return ids
+}
+
+// check runs preflight over the blueprint.
+func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
+	_, noTools := j.tools(ctx)
+	return preflight.Run(ctx, preflight.Config{
+		Migration: j.playbook.Name, Source: j.source, Target: j.target,
+		Tables: j.plan.Tables, Mappings: j.plan.Mappings,
+		Full: j.plan.Forward.Full, InsertOnly: j.plan.Forward.InsertOnly, Why: j.plan.Forward.Why,
+		CopiesSchema: j.playbook.CopiesSchema(), Follows: !j.copyOnly, Promotes: !j.copyOnly && j.playbook.Until != string(migrate.Following),
+		Lossy: j.plan.Lossy, Tools: noTools,
+	})
+}
+
+// tools finds a pg_dump that reads the source.
+func (j *job) tools(ctx context.Context) (dump.Tools, error) {
+	conn, err := j.source.Connect(ctx, "plan")
+	if err != nil {
+		return dump.Tools{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	info, err := inspect.Server(ctx, conn)
+	if err != nil {
+		return dump.Tools{}, err
+	}
+	return dump.FindTools(ctx, info.Major)
+}
+
+// recall takes the blueprint of an earlier run from the store; ok is false when there is none.
+func (j *job) recall(store *eventstore.Store) (ok bool, err error) {
+	data, ok, err := store.Bucket(blueprints).Get(j.playbook.Name)
+	if err != nil || !ok {
+		return false, err
+	}
+	var b blueprint
+	if err := json.Unmarshal(data, &b); err != nil {
+		return false, fmt.Errorf("read the blueprint of %s: %w", j.playbook.Name, err)
+	}
+	j.plan = &b
+	return true, nil
+}
+
+// keep stores the blueprint for later runs.
+func (j *job) keep(store *eventstore.Store) error {
+	data, err := json.Marshal(j.plan)
+	if err != nil {
+		return fmt.Errorf("keep the blueprint of %s: %w", j.playbook.Name, err)
+	}
+	return store.Bucket(blueprints).Put(j.playbook.Name, data)
+}
+
+// targets lists the moved tables by their names on each side.
+func (b *blueprint) targets() (source, target []schema.Name) {
+	for i := range b.Mappings {
+		source = append(source, b.Mappings[i].Source.Name)
+		target = append(target, b.Mappings[i].Target)
+	}
+	return source, target
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/ficus-migrate/ficus/migrate"
+)
+
+// A console shows a running migration: JSON lines, plain lines, or on a terminal lines above bars.
+// Its methods are called by one goroutine at a time; status may come from anywhere.
+type console struct {
+	app    *app
+	status func() migrate.Status
+
+	screen *mpb.Progress // nil unless standard output is a terminal
+	bars   map[string]*mpb.Bar
+	said   map[string]time.Time // when progress of a table was last printed
+	footer *mpb.Bar
+	closed sync.Once
+	over   atomic.Bool
+}
+
+// progressEvery is how often a line tells the progress of a table where there are no bars.
+const progressEvery = 2 * time.Second
+
+// newConsole returns a console; close it at the end.
+func (a *app) newConsole(status func() migrate.Status) *console {
+	c := &console{app: a, status: status, bars: map[string]*mpb.Bar{}, said: map[string]time.Time{}}
+	if a.json || !isTerminal(a.stdout) {
+		return c
+	}
+	c.screen = mpb.New(mpb.WithOutput(a.stdout), mpb.WithWidth(40), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())
+	c.footer = c.screen.New(0, mpb.NopStyle(), mpb.BarPriority(1<<30), mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {
+		if c.over.Load() {
+			return ""
+		}
+		return summary(c.status())
+	})))
+	return c
+}
+
+// close takes the bars away.
+func (c *console) close() {
+	c.closed.Do(func() {
+		if c.screen == nil {
+			return
+		}
+		c.over.Store(true)
+		for _, b := range c.bars {
+			b.Abort(true)
+		}
+		c.footer.Abort(true)
+		c.screen.Wait()
+	})
+}
+
+// say prints one line above the bars.
+func (c *console) say(text string) {
+	var w io.Writer = c.app.stdout
+	if c.screen != nil && !c.over.Load() {
+		w = c.screen
+	}
+	fmt.Fprintf(w, "%s  %s\n", time.Now().Format("15:04:05"), text) //nolint:errcheck // a closed standard output is no reason to stop a migration
+}
+
+// event shows one event of the migration's story.
+func (c *console) event(e migrate.Event) {
+	if table, ok := e.Data["table"].(migrate.TableProgress); ok {
+		c.progress(e, table)
+		return
+	}
+	if c.app.json {
+		c.app.object(e)
+		return
+	}
+	switch e.Type {
+	case "progress":
+		return // the footer shows it
+	case "phase":
+		c.say(bold(c.screen != nil, e.Message))
+	case "error", "link":
+		c.say("! " + e.Message)
+		if st := c.status(); st.Hint != "" {
+			c.say("  hint: " + st.Hint)
+		}
+	default:
+		text := "  " + e.Message
+		if e.Actor != "" {
+			text += " (by " + e.Actor + ")"
+		}
+		c.say(text)
+	}
+}
+
+// progress shows how far the copy of a table is.
+func (c *console) progress(e migrate.Event, t migrate.TableProgress) {
+	if c.screen == nil {
+		if !t.Done && time.Since(c.said[t.Table]) < progressEvery {
+			return
+		}
+		c.said[t.Table] = time.Now()
+		switch {
+		case c.app.json:
+			c.app.object(e)
+		case t.Done:
+			c.say(fmt.Sprintf("  copied %s: %s rows, %s (%s)", t.Table, count(t.Rows), size(t.Bytes), t.Format))
+		case t.Rows > 0:
+			c.say(fmt.Sprintf("  copying %s: %s of about %s rows", t.Table, count(t.Rows), count(max(t.TotalRows, t.Rows))))
+		}
+		return
+	}
+	bar := c.bars[t.Table]
+	switch {
+	case t.Done:
+		if bar != nil {
+			bar.Abort(true)
+			delete(c.bars, t.Table)
+		}
+		c.say(fmt.Sprintf("  copied %s: %s rows, %s (%s)", t.Table, count(t.Rows), size(t.Bytes), t.Format))
+	case bar == nil && t.Rows > 0:
+		c.bars[t.Table] = c.screen.AddBar(max(t.TotalRows, t.Rows+1),
+			mpb.PrependDecorators(decor.Name(fmt.Sprintf("  %-28s", t.Table)), decor.Percentage(decor.WC{W: 5})),
+			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string { return " " + count(s.Current) + " rows" })))
+		c.bars[t.Table].SetCurrent(t.Rows)
+	case bar != nil:
+		if t.Rows >= t.TotalRows { // the estimate was low
+			bar.SetTotal(t.Rows+1, false)
+		}
+		bar.SetCurrent(t.Rows)
+	}
+}
+
+// summary is the one line that says where a migration stands.
+func summary(s migrate.Status) string {
+	parts := []string{string(s.Phase)}
+	if s.Step != "" {
+		parts = append(parts, s.Step)
+	}
+	if s.Build != nil {
+		parts = append(parts, fmt.Sprintf("%d/%d %s", s.Build.Done, s.Build.Total, s.Build.What))
+	}
+	if s.Lag != nil {
+		parts = append(parts, fmt.Sprintf("lag %s, %s", size(s.Lag.Bytes), span(s.Lag.Time)), count(s.Lag.Rows)+" changes applied")
+	}
+	if s.Owner != "" {
+		parts = append(parts, "owner "+string(s.Owner))
+	}
+	if s.Paused {
+		parts = append(parts, "paused")
+	}
+	if s.WaitingFor != "" {
+		parts = append(parts, "waiting for "+s.WaitingFor)
+	}
+	if s.Owner == migrate.Target {
+		safe := "rollback safe"
+		if !s.Rollback.Safe {
+			safe = "rollback not safe, because " + strings.Join(s.Rollback.Because, "; ")
+		}
+		parts = append(parts, safe)
+	}
+	return strings.Join(parts, " · ")
+}
+
+func bold(terminal bool, s string) string {
+	if !terminal {
+		return s
+	}
+	return "\x1b[1m" + s + "\x1b[0m"
+}

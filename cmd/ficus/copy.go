@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/migrate/fence"
+	"github.com/ficus-migrate/ficus/playbooks"
+	"github.com/ficus-migrate/ficus/sync/snapshot"
+)
+
+// engineFlags choose two databases and tables, for the commands that use the engine alone.
+type engineFlags struct {
+	playbookFlags
+	include, exclude []string
+}
+
+func (f *engineFlags) register(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.StringVar(&f.source, "source", "", "connection string of the database to read")
+	fs.StringVar(&f.target, "target", "", "connection string of the database to write")
+	fs.StringVarP(&f.file, "file", "f", "", "playbook with rules for tables")
+	fs.StringArrayVarP(&f.params, "param", "p", nil, "parameter of the playbook, key=value (repeatable)")
+	fs.StringSliceVar(&f.include, "include", nil, "tables, as patterns such as public.* (default: all)")
+	fs.StringSliceVar(&f.exclude, "exclude", nil, "tables to leave out, as patterns")
+	fs.IntVar(&f.workers, "workers", 0, "connections to each side (default: the number of cores)")
+}
+
+// job reads the playbook, or makes one from the flags.
+func (f *engineFlags) job(cmd *cobra.Command, name string) (*job, error) {
+	var j *job
+	var err error
+	if f.file != "" {
+		j, err = f.load(cmd, nil)
+	} else {
+		var p *playbooks.Playbook
+		p, err = playbooks.Parse(name, fmt.Appendf(nil, "name: %s\n", name), f.databases())
+		if err != nil {
+			return nil, &statusError{exitUsage, err}
+		}
+		p.Copy.Workers = f.workers
+		j, err = newJob(p, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := j.playbook
+	p.Select.Include, p.Select.Exclude = append(p.Select.Include, f.include...), append(p.Select.Exclude, f.exclude...)
+	p.Router.Type = "none"
+	p.Until = string(migrate.Following)
+	return j, nil
+}
+
+// databases are the parameters that a playbook of its own flags needs.
+func (f *engineFlags) databases() map[string]string {
+	params := map[string]string{}
+	if f.source != "" {
+		params["source"] = f.source
+	}
+	if f.target != "" {
+		params["target"] = f.target
+	}
+	return params
+}
+
+func (a *app) copyCommand() *cobra.Command {
+	var f engineFlags
+	cmd := &cobra.Command{
+		Use:   "copy",
+		Short: "Make one consistent copy of a database",
+		Long: `Copy schema, rows and sequences of one database into another, empty one, as they were at one
+instant. Nothing is left behind in either database and nothing is followed afterwards.`,
+		Example: "  ficus copy --source postgresql://app@old/shop --target postgresql://app@new/shop",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			j, err := f.job(cmd, "copy")
+			if err != nil {
+				return err
+			}
+			return a.copy(cmd.Context(), j)
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+func (a *app) copy(ctx context.Context, j *job) error {
+	log, err := a.log()
+	if err != nil {
+		return err
+	}
+	j.copyOnly = true
+	if err := j.read(ctx); err != nil {
+		return err
+	}
+	findings, err := j.check(ctx)
+	if err != nil {
+		return err
+	}
+	if a.findings(findings) > 0 {
+		return errors.New("preflight found errors, see above")
+	}
+	dir, err := os.MkdirTemp("", "ficus-copy-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
+
+	screen := a.newConsole(func() migrate.Status { return migrate.Status{Phase: migrate.Copying} })
+	defer screen.close()
+	l := &loader{job: j, dir: dir, log: log}
+	if err := l.make(ctx); err != nil {
+		return err
+	}
+	result, err := copySnapshot(ctx, j, screen)
+	if err != nil {
+		return err
+	}
+	if err := l.Finish(ctx, func(what string, done, total int) {
+		if !a.json && screen.screen == nil {
+			return
+		}
+		screen.event(migrate.Event{Type: "step", Phase: migrate.Copying, Message: fmt.Sprintf("build %d/%d %s", done+1, total, what)})
+	}); err != nil {
+		return err
+	}
+	if err := copySequences(ctx, j); err != nil {
+		return err
+	}
+	screen.close()
+	a.line("result", map[string]any{"tables": result.Tables, "rows_copied": result.Rows, "bytes_copied": result.Bytes, "copy_seconds": result.Elapsed.Seconds()},
+		fmt.Sprintf("copied %d tables, %s rows, %s, in %s", result.Tables, count(result.Rows), size(result.Bytes), span(result.Elapsed)))
+	return nil
+}
+
+// copySnapshot copies the rows of one instant, which a session holds open meanwhile.
+func copySnapshot(ctx context.Context, j *job, screen *console) (snapshot.Result, error) {
+	holder, err := j.source.Connect(ctx, "snapshot")
+	if err != nil {
+		return snapshot.Result{}, err
+	}
+	defer holder.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it holds nothing but the snapshot
+	if _, err := holder.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
+		return snapshot.Result{}, fmt.Errorf("hold a snapshot: %w", err)
+	}
+	var exported string
+	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&exported); err != nil {
+		return snapshot.Result{}, fmt.Errorf("export a snapshot: %w", err)
+	}
+	return snapshot.Run(ctx, snapshot.Config{
+		Source: j.source, Target: j.target, Snapshot: exported, Mappings: j.plan.Mappings,
+		Workers: j.playbook.Copy.Workers, ChunkBytes: int64(j.playbook.Copy.Chunk),
+		Progress: func(t snapshot.Table) {
+			screen.event(migrate.Event{Type: "progress", Phase: migrate.Copying, Message: "copy " + t.Name.Display(), Data: map[string]any{"table": tableProgress(t)}})
+		},
+	})
+}
+
+// copySequences sets the target's sequences to where the source's stand (they may be ahead of the
+// snapshot, never behind it), and takes what the copy noted there away.
+func copySequences(ctx context.Context, j *job) error {
+	open := func(c fence.Config) (*fence.Database, error) {
+		c.Sequences = j.plan.Sequences
+		return fence.New(ctx, c)
+	}
+	source, err := open(fence.Config{DSN: j.source, Self: migrate.Source})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := open(fence.Config{DSN: j.target, Self: migrate.Target})
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	seqs, err := source.Sequences(ctx)
+	if err != nil {
+		return err
+	}
+	if err := target.SetSequences(ctx, seqs, 0); err != nil {
+		return err
+	}
+	return target.Uninstall(ctx) // the schema copy's own records
+}

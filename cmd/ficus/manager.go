@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ficus-migrate/ficus/api"
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/playbooks"
+)
+
+// requests is the bucket in which serve keeps how each of its migrations was started, connection
+// strings included, so that a restart goes on with them. The data directory is private to its user.
+const requests = "requests"
+
+// A manager holds the migrations of one process. It is api.Service.
+type manager struct {
+	store *eventstore.Store
+	dir   string
+	log   *slog.Logger
+	fixed bool // no migration can be added over the API
+
+	run sync.WaitGroup // one per migration that runs
+	ctx func() context.Context
+
+	mu struct {
+		sync.Mutex
+		engines map[string]*engine
+	}
+}
+
+// newManager returns a manager whose migrations run until ctx ends; wait for them with Wait.
+func newManager(ctx context.Context, store *eventstore.Store, dir string, log *slog.Logger) *manager {
+	m := &manager{store: store, dir: dir, log: log, ctx: func() context.Context { return ctx }}
+	m.mu.engines = map[string]*engine{}
+	return m
+}
+
+// journal returns the bucket that keeps a migration's records.
+func (m *manager) journal(name string) *eventstore.Bucket { return m.store.Bucket("journal/" + name) }
+
+// add wires a migration's engine. events may be nil.
+func (m *manager) add(ctx context.Context, j *job, yes bool, events func(migrate.Event)) (*engine, error) {
+	name := j.playbook.Name
+	m.mu.Lock()
+	taken := m.mu.engines[name] != nil
+	m.mu.Unlock()
+	if taken {
+		return nil, hint.Wrap(fmt.Errorf("%s: %w", name, api.ErrExists), "choose another --name, or drive the one that is there")
+	}
+	e, err := newEngine(ctx, j, engineConfig{
+		Store: m.store, Dir: m.dir, Yes: yes, Log: m.log.With(slog.String("migration", name)), Events: events, Journal: m.journal(name),
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.engines[name] = e
+	return e, nil
+}
+
+func (m *manager) engine(name string) (*engine, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.mu.engines[name]; e != nil {
+		return e, nil
+	}
+	names := make([]string, 0, len(m.mu.engines))
+	for n := range m.mu.engines {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return nil, hint.Suggest(fmt.Errorf("%s: %w", name, api.ErrNotFound), name, names)
+}
+
+// List implements [api.Service].
+func (m *manager) List() []migrate.Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]migrate.Status, 0, len(m.mu.engines))
+	for _, e := range m.mu.engines {
+		out = append(out, e.migration.Status())
+	}
+	slices.SortFunc(out, func(a, b migrate.Status) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Get implements [api.Service].
+func (m *manager) Get(name string) (migrate.Status, error) {
+	e, err := m.engine(name)
+	if err != nil {
+		return migrate.Status{}, err
+	}
+	return e.migration.Status(), nil
+}
+
+// Events implements [api.Service].
+func (m *manager) Events(ctx context.Context, name string, after int64) (iter.Seq2[migrate.Event, error], error) {
+	e, err := m.engine(name)
+	if err != nil {
+		return nil, err
+	}
+	return e.migration.Subscribe(ctx, after), nil
+}
+
+// Do implements [api.Service].
+func (m *manager) Do(ctx context.Context, name string, c migrate.Command) error {
+	e, err := m.engine(name)
+	if err != nil {
+		return err
+	}
+	return e.migration.Do(ctx, c)
+}
+
+// Start implements [api.Service].
+func (m *manager) Start(ctx context.Context, r api.StartRequest) (migrate.Status, error) {
+	if m.fixed {
+		return migrate.Status{}, hint.Wrap(api.ErrFixed, "start ficus serve for many migrations")
+	}
+	e, err := m.begin(ctx, r)
+	if err != nil {
+		return migrate.Status{}, err
+	}
+	if err := m.keep(e.job.playbook.Name, r); err != nil {
+		return migrate.Status{}, err
+	}
+	m.drive(e)
+	return e.migration.Status(), nil
+}
+
+// begin reads a request and wires its migration.
+func (m *manager) begin(ctx context.Context, r api.StartRequest) (*engine, error) {
+	data, name := []byte(r.YAML), "playbook"
+	if r.YAML == "" {
+		var err error
+		if data, err = playbooks.Recipe(r.Playbook); err != nil {
+			return nil, err
+		}
+		name = r.Playbook
+	}
+	p, err := playbooks.Parse(name, data, r.Params)
+	if err != nil {
+		return nil, err
+	}
+	j, err := newJob(p, name)
+	if err != nil {
+		return nil, err
+	}
+	return m.add(ctx, j, r.Yes, nil)
+}
+
+// drive runs a migration beside the others until it is over or the process ends. A failed one waits
+// for "resume".
+func (m *manager) drive(e *engine) {
+	m.run.Go(func() {
+		defer e.Close()
+		ctx, name := m.ctx(), e.job.playbook.Name
+		for {
+			err := e.Run(ctx)
+			if ctx.Err() != nil || err == nil {
+				return
+			}
+			m.log.LogAttrs(ctx, slog.LevelError, "migration failed", slog.String("migration", name), slog.Any("err", err), slog.String("hint", hint.Of(err)))
+			if !resumed(ctx, e.migration) {
+				return
+			}
+		}
+	})
+}
+
+// resumed waits until somebody asks a failed migration to go on; false when ctx ends first.
+func resumed(ctx context.Context, m *migrate.Migration) bool {
+	for e, err := range m.Subscribe(ctx, m.Status().Seq) {
+		if err != nil {
+			return false
+		}
+		if e.Type == "command" && e.Message == string(migrate.Resume) {
+			return true
+		}
+	}
+	return false
+}
+
+// Wait returns when every migration has stopped.
+func (m *manager) Wait() { m.run.Wait() }
+
+// dumpDir is where a running load keeps the schema.
+func dumpDir(dataDir string) string { return filepath.Join(dataDir, "tmp") }
+
+var _ api.Service = (*manager)(nil)

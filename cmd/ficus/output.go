@@ -1,0 +1,117 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// line prints one JSON object, or in other modes the text.
+func (a *app) line(typ string, fields map[string]any, text string) {
+	if !a.json {
+		fmt.Fprintln(a.stdout, text) //nolint:errcheck // a closed standard output is no reason to stop a migration
+		return
+	}
+	object := map[string]any{"type": typ}
+	for k, v := range fields {
+		object[k] = v
+	}
+	a.object(object)
+}
+
+// object prints v as one line of JSON.
+func (a *app) object(v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		data = fmt.Appendf(nil, `{"type":"error","message":%s}`, strconv.Quote(err.Error()))
+	}
+	fmt.Fprintf(a.stdout, "%s\n", data) //nolint:errcheck // as above
+}
+
+// fields turns a struct with JSON tags into a map, for line.
+func fields(v any) map[string]any {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return map[string]any{"error": err.Error()}
+	}
+	m := map[string]any{}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return map[string]any{"error": err.Error()}
+	}
+	return m
+}
+
+// isTerminal reports whether a person sees w as it is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+}
+
+// count prints a number with separators: 1,234,567.
+func count(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	sign := ""
+	if strings.HasPrefix(s, "-") {
+		sign, s = "-", s[1:]
+	}
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return sign + s
+}
+
+// size prints an amount of bytes: 1.4 GB (1024 each, as PostgreSQL's pg_size_pretty).
+func size(n int64) string {
+	const units = "kMGTP"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, i := float64(n)/1024, 0
+	for v >= 1024 && i < len(units)-1 {
+		v, i = v/1024, i+1
+	}
+	return fmt.Sprintf("%.1f %cB", v, units[i])
+}
+
+// span prints a duration with three digits or so: 12 ms, 3.21 s, 4m10s.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return fmt.Sprintf("%.3g ms", float64(d)/float64(time.Millisecond))
+	case d < time.Minute:
+		return fmt.Sprintf("%.2f s", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}
+
+// milliseconds returns d with three decimals.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// table prints rows in columns, each as wide as its widest cell; the first row is the head.
+func table(w io.Writer, rows [][]string) {
+	var width []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(width) {
+				width = append(width, 0)
+			}
+			width[i] = max(width[i], len([]rune(cell)))
+		}
+	}
+	for _, row := range rows {
+		var b strings.Builder
+		for i, cell := range row {
+			b.WriteString(cell)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", width[i]-len([]rune(cell))+2))
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " ")) //nolint:errcheck // as above
+	}
+}

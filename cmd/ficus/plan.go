@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ficus-migrate/ficus/migrate"
+)
+
+func (a *app) planCommand() *cobra.Command {
+	var f playbookFlags
+	cmd := &cobra.Command{
+		Use:   "plan PLAYBOOK",
+		Short: "Print the steps that run would take, with their time budgets and the expected stall",
+		Long: `Print what run would do: every table with the rules it moves by, what is made in each database,
+the steps with their time budgets, and the longest that a client may have to wait.
+
+It reads both databases and changes nothing.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			j, err := f.load(cmd, args)
+			if err != nil {
+				return err
+			}
+			if err := j.read(cmd.Context()); err != nil {
+				return err
+			}
+			findings, err := j.check(cmd.Context())
+			if err != nil {
+				return err
+			}
+			a.printPlan(j)
+			errors := a.findings(findings)
+			settings := j.settings(false)
+			steps := migrate.Steps(settings)
+			stall := migrate.Stall(settings)
+			a.line("result", map[string]any{"tables": len(j.plan.Mappings), "steps": len(steps), "stall_budget_ms": stall.Milliseconds(), "errors": errors, "reversible": len(j.plan.Lossy) == 0},
+				fmt.Sprintf("clients wait no longer than %s at the promotion: when the budgets are used up, everything is undone", span(stall)))
+			return nil
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+func (a *app) printPlan(j *job) {
+	a.line("plan", map[string]any{"name": j.playbook.Name, "source": j.source.String(), "target": j.target.String(), "until": j.playbook.Until},
+		fmt.Sprintf("%s: %s\n  from %s\n  to   %s\n", j.playbook.Name, j.playbook.Description, j.source, j.target))
+	rows := [][]string{{"TABLE", "TO", "ROWS", "SIZE", "BY"}}
+	for i := range j.plan.Mappings {
+		m := &j.plan.Mappings[i]
+		by := "as it is"
+		switch {
+		case m.Computed():
+			by = "computed: " + rule(m.Where, len(m.Columns))
+		case m.Reshaped():
+			by = "renamed"
+		}
+		rows = append(rows, []string{m.Source.Name.Display(), m.Target.Display(), "~" + count(max(0, m.Source.Rows)), size(m.Source.Bytes), by})
+		if a.json {
+			a.line("table", map[string]any{"source": m.Source.Name, "target": m.Target, "rows": m.Source.Rows, "bytes": m.Source.Bytes, "rule": by}, "")
+		}
+	}
+	if a.json {
+		for _, s := range migrate.Steps(j.settings(false)) {
+			a.line("step", fields(s), "")
+		}
+		for _, sql := range j.objects() {
+			a.line("sql", map[string]any{"sql": sql}, "")
+		}
+		return
+	}
+	table(a.stdout, rows)
+	fmt.Fprintf(a.stdout, "\nmade in the databases, and removed at the end:\n  %s\n\n", strings.Join(j.objects(), "\n  ")) //nolint:errcheck // as in line
+	steps := [][]string{{"PHASE", "STEP", "BUDGET", "DOES"}}
+	for _, s := range migrate.Steps(j.settings(false)) {
+		budget := "-"
+		if s.Budget > 0 {
+			budget = span(s.Budget)
+		}
+		if s.Waits {
+			budget += " *"
+		}
+		steps = append(steps, []string{string(s.Phase), s.Name, budget, s.Does})
+	}
+	table(a.stdout, steps)
+	fmt.Fprintf(a.stdout, "  * clients wait\n\n") //nolint:errcheck // as in line
+}
+
+func rule(where string, columns int) string {
+	if where == "" {
+		return fmt.Sprintf("%d columns", columns)
+	}
+	return fmt.Sprintf("%d columns where %s", columns, strings.Join(strings.Fields(where), " "))
+}
+
+// objects lists the SQL by which Ficus makes what it leaves in the databases until the end.
+func (j *job) objects() []string {
+	forward := j.linkName(migrate.Source)
+	out := []string{
+		"source, target: CREATE SCHEMA ficus  -- ownership, gate, signal, progress",
+		"source: CREATE PUBLICATION " + forward + " FOR TABLE ... WITH (publish_via_partition_root)",
+		"source: CREATE_REPLICATION_SLOT " + forward + " LOGICAL pgoutput",
+		"source, target: CREATE TRIGGER ficus_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON <each table>",
+	}
+	for _, n := range j.plan.Forward.Full {
+		out = append(out, fmt.Sprintf("source: ALTER TABLE %s REPLICA IDENTITY FULL  -- put back at the end", n))
+	}
+	if len(j.plan.Lossy) == 0 && j.playbook.Until != string(migrate.Following) {
+		reverse := j.linkName(migrate.Target)
+		out = append(out, "target: CREATE PUBLICATION "+reverse+", CREATE_REPLICATION_SLOT "+reverse+"  -- at the promotion")
+	}
+	return out
+}

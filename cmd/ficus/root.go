@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+)
+
+// The exit statuses that scripts rely on.
+const (
+	exitDone    = 0
+	exitNo      = 1 // the answer is no: differences found, check failed
+	exitUsage   = 2
+	exitFailed  = 3 // and the message says what to do
+	exitWaiting = 4 // for a person: an approval
+)
+
+// A statusError ends the program with a status of its own.
+type statusError struct {
+	status int
+	err    error // nil: everything was said already
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
+
+// An app is what all commands share: the streams and the global flags.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+
+	json     bool
+	dataDir  string
+	apiURL   string
+	config   string
+	logLevel string
+}
+
+// execute runs one command line and returns the exit status.
+func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	var se *statusError
+	status := exitFailed
+	if errors.As(err, &se) {
+		status = se.status
+		if se.err == nil {
+			return status
+		}
+	}
+	fmt.Fprintf(stderr, "ficus: %v\n", err) //nolint:errcheck // there is nowhere else to tell
+	if h := hint.Of(err); h != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", h) //nolint:errcheck // as above
+	}
+	return status
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ficus",
+		Short: "Move a live PostgreSQL database, and prove that nothing was lost",
+		Long: `Ficus moves a live PostgreSQL database to another version, cluster or schema while the
+application keeps reading and writing, and proves that nothing was lost.
+
+See it work:        ficus demo
+Move a database:    ficus run upgrade --source postgresql://... --target postgresql://...
+Go back:            ficus rollback upgrade
+
+Every flag is also an environment variable (FICUS_DATA_DIR for --data-dir) and a key of the file
+given with --config (data-dir: ...). A flag wins over the environment, the environment over the file.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	f := root.PersistentFlags()
+	f.BoolVar(&a.json, "json", false, "print one JSON object per line")
+	f.StringVar(&a.dataDir, "data-dir", ".ficus", "directory for Ficus' state; one process at a time")
+	f.StringVar(&a.apiURL, "api", "http://127.0.0.1:7070", "API that the driving commands talk to")
+	f.StringVar(&a.config, "config", "", "YAML file with values for flags")
+	f.StringVar(&a.logLevel, "log-level", "warn", "what goes to standard error: debug, info, warn or error")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError(cmd, err)
+	})
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.fillFlags(cmd) }
+	root.AddCommand(
+		a.demoCommand(), a.checkCommand(), a.planCommand(), a.runCommand(), a.serveCommand(),
+		a.statusCommand(), a.watchCommand(), a.verifyCommand(), a.copyCommand(), a.followCommand(),
+		a.playbooksCommand(), a.cleanupCommand(), a.versionCommand(),
+	)
+	root.AddCommand(a.verbCommands()...)
+	wrapArgs(root)
+	return root
+}
+
+// wrapArgs makes every complaint about arguments a usage error.
+func wrapArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError(cmd, err)
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		wrapArgs(c)
+	}
+}
+
+func usageError(cmd *cobra.Command, err error) error {
+	return &statusError{exitUsage, hint.Wrap(err, "see: %s --help", cmd.CommandPath())}
+}
+
+// fillFlags gives flags that were not set the value of the environment, or of the config file.
+func (a *app) fillFlags(cmd *cobra.Command) error {
+	if v, ok := os.LookupEnv("FICUS_CONFIG"); ok && a.config == "" {
+		a.config = v
+	}
+	file := map[string]string{}
+	if a.config != "" {
+		data, err := os.ReadFile(a.config)
+		if err != nil {
+			return &statusError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
+		}
+		if err := yaml.Unmarshal(data, &file); err != nil {
+			return &statusError{exitUsage, fmt.Errorf("read the configuration %s: %w", a.config, err)}
+		}
+	}
+	for key := range file {
+		if !knownFlag(cmd.Root(), key) {
+			return &statusError{exitUsage, hint.Suggest(fmt.Errorf("configuration %s: unknown key %q", a.config, key), key, flagNames(cmd))}
+		}
+	}
+	var failed error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed || failed != nil || f.Name == "help" {
+			return
+		}
+		v, ok := os.LookupEnv("FICUS_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")))
+		if !ok {
+			v, ok = file[f.Name]
+		}
+		if ok {
+			if err := cmd.Flags().Set(f.Name, v); err != nil {
+				failed = usageError(cmd, fmt.Errorf("%s from the environment or the configuration: %w", f.Name, err))
+			}
+		}
+	})
+	return failed
+}
+
+// knownFlag reports whether any command has the flag: one file serves them all.
+func knownFlag(cmd *cobra.Command, name string) bool {
+	if cmd.Flags().Lookup(name) != nil || cmd.PersistentFlags().Lookup(name) != nil {
+		return true
+	}
+	for _, c := range cmd.Commands() {
+		if knownFlag(c, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func flagNames(cmd *cobra.Command) []string {
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}
+
+// log returns the logger for standard error.
+func (a *app) log() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(a.logLevel)); err != nil {
+		return nil, &statusError{exitUsage, hint.Wrap(fmt.Errorf("--log-level %q", a.logLevel), "choose debug, info, warn or error")}
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if a.json {
+		return slog.New(slog.NewJSONHandler(a.stderr, options)), nil
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, options)), nil
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/api"
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/migrate"
+)
+
+// stopPhases are the phases that --until takes.
+func stopPhases() []string { return []string{"following", "verifying", "reads-switched", "promoted"} }
+
+func (a *app) runCommand() *cobra.Command {
+	var f playbookFlags
+	var server serverFlags
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "run PLAYBOOK",
+		Short: "Run a migration in the foreground",
+		Long: `Run a migration: copy, catch up, verify, switch reads, promote. The application connects to the
+gateway (--gateway-listen), which leads it to the database that owns the data at any moment.
+
+The command stays after the promotion: it keeps the old database in step, so that "ficus rollback"
+can go back, until "ficus complete", "ficus cancel" or an interrupt. Interrupted, at whatever
+moment, the same command goes on where it was.`,
+		Example: `  ficus run upgrade --source postgresql://app@old/shop --target postgresql://app@new/shop
+  ficus run schema-change -f shop.yaml
+  ficus run cluster-move --source ... --target ... --until following`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			j, err := f.load(cmd, args)
+			if err != nil {
+				return err
+			}
+			return a.runJob(cmd.Context(), j, yes, &server)
+		},
+	}
+	f.register(cmd)
+	server.register(cmd)
+	cmd.Flags().BoolVar(&yes, "yes", false, "take every manual gate as approved")
+	return cmd
+}
+
+// runJob drives one migration, and serves the API beside it unless flags are nil.
+func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) (err error) {
+	log, err := a.log()
+	if err != nil {
+		return err
+	}
+	store, err := a.openStore(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := os.MkdirAll(dumpDir(a.dataDir), 0o700); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+
+	var e *engine
+	screen := a.newConsole(func() migrate.Status { return e.migration.Status() })
+	defer screen.close()
+	m := newManager(ctx, store, dumpDir(a.dataDir), log)
+	m.fixed = true
+	if e, err = m.add(ctx, j, yes, screen.event); err != nil {
+		return err
+	}
+	defer e.Close()
+	var server *api.Server
+	if flags != nil {
+		if server, err = a.newServer(m, *flags, log); err != nil {
+			return err
+		}
+	}
+
+	g, gctx := errgroup.WithContext(ctx)
+	stop, cancel := context.WithCancel(gctx)
+	defer cancel()
+	if server != nil {
+		g.Go(func() error { return ignoreEnd(stop, server.Run(stop)) })
+		g.Go(func() error { return a.announce(stop, screen, e, server) })
+	}
+	g.Go(func() error {
+		defer cancel() // the API ends with the migration
+		return e.Run(gctx)
+	})
+	g.Go(func() error {
+		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err == nil {
+			a.result(screen, e.migration.Status())
+		}
+		return nil // what went wrong is Run's to say
+	})
+	err = g.Wait()
+	screen.close()
+	return a.ended(ctx, e.migration.Status(), j, err)
+}
+
+// announce says where the doors are once they are open.
+func (a *app) announce(ctx context.Context, screen *console, e *engine, server *api.Server) error {
+	select {
+	case <-server.Listening():
+	case <-ctx.Done():
+		return nil
+	}
+	doors := map[string]any{"api": server.URL()}
+	text := []string{"dashboard and API " + server.URL()}
+	if e.gateway != nil {
+		select {
+		case <-e.gateway.Listening():
+			doors["gateway"], doors["gateway_read_only"] = e.gateway.Addr().String(), e.gateway.ReadAddr().String()
+			text = append(text, fmt.Sprintf("application connects to %s (reads only: %s)", e.gateway.Addr(), e.gateway.ReadAddr()))
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	if a.json {
+		a.line("listening", doors, "")
+		return nil
+	}
+	for _, t := range text {
+		screen.say(t)
+	}
+	return nil
+}
+
+// result prints the line that scripts wait for.
+func (a *app) result(screen *console, s migrate.Status) {
+	r := map[string]any{"name": s.Name, "phase": s.Phase, "owner": s.Owner, "epoch": s.Epoch, "rollback_safe": s.Rollback.Safe}
+	text := []string{fmt.Sprintf("%s: %s, the %s owns the data", s.Name, s.Phase, s.Owner)}
+	if c := s.Copied; c != nil {
+		r["rows_copied"], r["bytes_copied"], r["copy_seconds"] = c.Rows, c.Bytes, c.Elapsed.Seconds()
+		text = append(text, fmt.Sprintf("  copied    %s rows, %s, in %s", count(c.Rows), size(c.Bytes), span(c.Elapsed)))
+	}
+	if p := s.Proof; p != nil {
+		r["verify"] = map[string]any{"rows": p.Rows, "differences": p.Differences, "lsn": p.LSN}
+		text = append(text, fmt.Sprintf("  verified  %s rows at %s: %d differences", count(p.Rows), p.LSN, p.Differences))
+	}
+	if n := len(s.Promotions); n > 0 {
+		p := s.Promotions[n-1]
+		r["blackout_ms"] = milliseconds(p.Blackout)
+		r["stall_ms"] = map[string]any{"p50": milliseconds(p.Stall.P50), "p99": milliseconds(p.Stall.P99), "max": milliseconds(p.Stall.Max), "clients": p.Stall.Clients}
+		text = append(text,
+			fmt.Sprintf("  promoted  epoch %d, no writes for %s; %d clients waited, p99 %s, longest %s", p.Epoch, span(p.Blackout), p.Stall.Clients, span(p.Stall.P99), span(p.Stall.Max)),
+			fmt.Sprintf("  proved    %s touched keys compared under the fence: %d differences", count(p.Proof.Keys), p.Proof.Differences))
+	}
+	if s.Owner == migrate.Target {
+		if s.Rollback.Safe {
+			text = append(text, "  rollback  safe: ficus rollback "+s.Name)
+		} else {
+			r["rollback_because"] = s.Rollback.Because
+			text = append(text, "  rollback  not safe, because "+strings.Join(s.Rollback.Because, "; "))
+		}
+	}
+	if a.json {
+		a.line("result", r, "")
+		return
+	}
+	for _, t := range text {
+		screen.say(t)
+	}
+}
+
+// ended turns how a run ended into an exit status.
+func (a *app) ended(ctx context.Context, s migrate.Status, j *job, err error) error {
+	switch {
+	case s.Phase.Final() && err == nil:
+		return nil
+	case err != nil && !(ctx.Err() != nil && errors.Is(err, context.Cause(ctx))):
+		return err
+	case s.WaitingFor == migrate.GateApproval:
+		return &statusError{exitWaiting, hint.Wrap(fmt.Errorf("%s: stopped while waiting for an approval", s.Name),
+			"run the same command again, then: ficus approve %s", s.Name)}
+	case slices.Contains([]migrate.Phase{migrate.Promoted, migrate.RolledBack, migrate.Phase(j.playbook.Until)}, s.Phase):
+		return nil // stopped by a signal where it may rest
+	}
+	return hint.Wrap(fmt.Errorf("%s: stopped in phase %s", s.Name, s.Phase), "run the same command again: it goes on where it was; or ficus cancel %s to give up", s.Name)
+}
+
+// ignoreEnd drops an error that only says that ctx ended.
+func ignoreEnd(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		return nil
+	}
+	return err
+}

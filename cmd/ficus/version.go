@@ -1,0 +1,34 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker in releases.
+var version string //nolint:gochecknoglobals // -ldflags -X needs a variable
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := versionText()
+			a.line("version", map[string]any{"version": v, "go": runtime.Version()}, fmt.Sprintf("ficus %s (%s %s/%s)", v, runtime.Version(), runtime.GOOS, runtime.GOARCH))
+			return nil
+		},
+	}
+}
+
+// versionText is the linker's word, else the module's, else "devel".
+func versionText() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return cmp.Or(version, "devel")
+}

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/gateway"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/migrate/fence"
+	"github.com/ficus-migrate/ficus/sync/link"
+	"github.com/ficus-migrate/ficus/sync/source"
+)
+
+// This file is the only place that knows every part: it makes a migration's engines and hands them
+// to the workflow through the interfaces that package migrate declares.
+
+// An engine is one migration with everything that it drives.
+type engine struct {
+	job       *job
+	migration *migrate.Migration
+	gateway   *gateway.Gateway // nil without one
+	forward   *link.Link
+	reverse   *link.Link // nil when the rules are lossy
+	sides     map[migrate.Side]*fence.Database
+	verifier  *verifier
+}
+
+// engineConfig is what an engine needs besides its job.
+type engineConfig struct {
+	Store   *eventstore.Store
+	Dir     string // of the store; the schema dump of a running load lies there
+	Yes     bool   // every manual gate counts as approved
+	Log     *slog.Logger
+	Events  func(migrate.Event)
+	Journal *eventstore.Bucket
+}
+
+// openStore opens the data directory for this process alone.
+func (a *app) openStore(log *slog.Logger) (*eventstore.Store, error) {
+	return eventstore.Open(eventstore.Config{Dir: filepath.Join(a.dataDir, "store"), Log: log})
+}
+
+// newEngine reads the source (or recalls what an earlier run read) and wires the parts. It changes
+// nothing in the databases.
+func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
+	known, err := j.recall(cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	if !known {
+		if err := j.read(ctx); err != nil {
+			return nil, err
+		}
+		if err := j.keep(cfg.Store); err != nil {
+			return nil, err
+		}
+	}
+
+	e := &engine{job: j, sides: map[migrate.Side]*fence.Database{}}
+	if err := e.wireDatabases(ctx); err != nil {
+		return nil, err
+	}
+	if err := e.wireLinks(cfg); err != nil {
+		e.Close()
+		return nil, err
+	}
+	if err := e.wireGateway(ctx, cfg); err != nil {
+		e.Close()
+		return nil, err
+	}
+	e.verifier = newVerifier(e, cfg)
+	if err := e.wireMigration(cfg); err != nil {
+		e.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *engine) wireDatabases(ctx context.Context) error {
+	source, target := e.job.plan.targets()
+	for side, c := range map[migrate.Side]fence.Config{
+		migrate.Source: {DSN: e.job.source, Tables: source},
+		migrate.Target: {DSN: e.job.target, Tables: target},
+	} {
+		c.Self, c.Sequences = side, e.job.plan.Sequences
+		db, err := fence.New(ctx, c)
+		if err != nil {
+			e.Close()
+			return err
+		}
+		e.sides[side] = db
+	}
+	return nil
+}
+
+func (e *engine) wireLinks(cfg engineConfig) error {
+	plan := e.job.plan
+	ack := source.AckStored
+	if e.job.playbook.Follow.Ack == "applied" {
+		ack = source.AckApplied
+	}
+	var err error
+	e.forward, err = link.New(link.Config{
+		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Mappings,
+		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly,
+		Store: cfg.Store, Ack: ack, Touch: true, Log: cfg.Log.With(slog.String("link", "forward")),
+	})
+	if err != nil || len(plan.Lossy) > 0 {
+		return err
+	}
+	e.reverse, err = link.New(link.Config{
+		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Reverse,
+		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly,
+		Store: cfg.Store, Ack: ack, Touch: true, Log: cfg.Log.With(slog.String("link", "reverse")),
+	})
+	return err
+}
+
+// linkName names the link that leaves a side, and everything it makes.
+func (j *job) linkName(from migrate.Side) string {
+	direction := "forward"
+	if from == migrate.Target {
+		direction = "reverse"
+	}
+	return "ficus_" + slotName(j.playbook.Name) + "_" + direction
+}
+
+// slotName makes a migration's name fit for a replication slot, which knows no hyphen.
+func slotName(name string) string {
+	b := []byte(name)
+	for i := range b {
+		if b[i] == '-' {
+			b[i] = '_'
+		}
+	}
+	return string(b)
+}
+
+func (e *engine) wireGateway(ctx context.Context, cfg engineConfig) error {
+	r := e.job.playbook.Router
+	if r.Type != "gateway" {
+		return nil
+	}
+	owner, epoch, err := e.owner(ctx)
+	if err != nil {
+		return err
+	}
+	readListen := r.ReadListen
+	if readListen == "" {
+		if readListen, err = nextPort(r.Listen); err != nil {
+			return &statusError{exitUsage, err}
+		}
+	}
+	e.gateway, err = gateway.New(gateway.Config{
+		Listen: r.Listen, ReadListen: readListen, Users: r.Users,
+		Backends: map[gateway.Backend]pg.DSN{
+			gateway.Backend(migrate.Source): e.job.source, gateway.Backend(migrate.Target): e.job.target,
+		},
+		Owner: gateway.Backend(owner), Epoch: epoch, Log: cfg.Log.With(slog.String("part", "gateway")),
+	})
+	return err
+}
+
+// owner asks both databases who owns the data. Before a migration is installed it is the source.
+// One database is enough when it says that it owns.
+func (e *engine) owner(ctx context.Context) (migrate.Side, int64, error) {
+	best := migrate.Ownership{Owner: migrate.Source}
+	var failed error
+	for _, side := range []migrate.Side{migrate.Target, migrate.Source} {
+		o, err := e.sides[side].Ownership(ctx)
+		if err != nil {
+			failed = errors.Join(failed, err)
+		} else if o.Epoch > best.Epoch {
+			best = o
+		}
+	}
+	if failed != nil && best.Epoch == 0 {
+		return "", 0, failed
+	}
+	return best.Owner, best.Epoch, nil
+}
+
+// nextPort returns the address one port above addr; a free port stays one.
+func nextPort(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", fmt.Errorf("gateway address %q: %w", addr, err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return "", fmt.Errorf("gateway address %q: port: %w", addr, err)
+	}
+	if n > 0 {
+		n++
+	}
+	return net.JoinHostPort(host, strconv.Itoa(n)), nil
+}
+
+func (e *engine) wireMigration(cfg engineConfig) error {
+	j := e.job
+	c := migrate.Config{
+		Name: j.playbook.Name, Playbook: j.recipe, SourceDSN: j.source.String(), TargetDSN: j.target.String(),
+		Source: e.sides[migrate.Source], Target: e.sides[migrate.Target],
+		Forward: linkAdapter{e.forward}, Lossy: j.plan.Lossy,
+		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log}, Verifier: e.verifier,
+		Preflight: j.check, Journal: cfg.Journal, Settings: j.settings(cfg.Yes),
+		Retryable: pg.Retryable, Events: cfg.Events, Log: cfg.Log,
+	}
+	if e.reverse != nil {
+		c.Reverse = linkAdapter{e.reverse}
+	}
+	if e.gateway != nil {
+		c.Router = routerAdapter{e.gateway}
+	}
+	var err error
+	e.migration, err = migrate.New(c)
+	return err
+}
+
+// settings turns the playbook's choices into the workflow's.
+func (j *job) settings(yes bool) migrate.Settings {
+	p := j.playbook
+	s := migrate.Settings{
+		AutoApprove: yes || !*p.Gates.Approval,
+		Until:       migrate.Phase(p.Until),
+		ReadSteps:   p.Promote.Reads,
+		ReadWatch:   time.Duration(p.Promote.ReadsWatch),
+		LagBytes:    int64(p.Gates.MaxLag),
+		LagTime:     time.Duration(p.Gates.MaxLagTime),
+		ProofAge:    time.Duration(p.Gates.ProofAge),
+		Headroom:    p.Promote.Headroom,
+		Budgets: migrate.Budgets{
+			Hold: time.Duration(p.Promote.HoldBudget), Writers: time.Duration(p.Promote.FenceBudget),
+			Drain: time.Duration(p.Promote.DrainBudget), Proof: time.Duration(p.Promote.ProofBudget),
+		},
+	}
+	if p.Router.Type != "gateway" {
+		s.ReadSteps = nil
+	}
+	return s
+}
+
+// Run drives the migration, with the gateway beside it, until it is over or ctx is done.
+func (e *engine) Run(ctx context.Context) error {
+	if e.gateway == nil {
+		return e.migration.Run(ctx)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := e.gateway.Run(ctx); ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		select {
+		case <-e.gateway.Listening():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := e.migration.Run(ctx); err != nil {
+			return err
+		}
+		return errOver
+	})
+	if err := g.Wait(); !errors.Is(err, errOver) {
+		return err
+	}
+	return nil
+}
+
+// errOver ends the gateway of a migration that is completed or cancelled.
+var errOver = errors.New("migration is over")
+
+// Close ends every session that the engine holds.
+func (e *engine) Close() {
+	if e.verifier != nil {
+		e.verifier.Close()
+	}
+	for _, db := range e.sides {
+		db.Close()
+	}
+}
+
+// A linkAdapter is sync/link as the workflow wants it.
+type linkAdapter struct{ *link.Link }
+
+// Lag implements [migrate.Link].
+func (a linkAdapter) Lag(ctx context.Context) (migrate.Lag, error) {
+	l, err := a.Link.Lag(ctx)
+	return migrate.Lag(l), err
+}
+
+// A routerAdapter is the gateway as the workflow wants it.
+type routerAdapter struct{ g *gateway.Gateway }
+
+func (r routerAdapter) Reads(ctx context.Context, percent int) error { return r.g.Reads(ctx, percent) }
+
+func (r routerAdapter) Hold(ctx context.Context, epoch int64) error { return r.g.Hold(ctx, epoch) }
+
+func (r routerAdapter) Release(ctx context.Context, owner migrate.Side, epoch int64) error {
+	return r.g.Release(ctx, gateway.Backend(owner), epoch)
+}
+
+func (r routerAdapter) Stalls() migrate.StallStats { return migrate.StallStats(r.g.Stalls()) }

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/dump"
+	"github.com/ficus-migrate/ficus/sync/link"
+	"github.com/ficus-migrate/ficus/sync/snapshot"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// A loader makes and fills the target's tables: schema/dump for the tables that keep their shape,
+// the rules for the others, sync/link for the rows. It is migrate.Loader.
+type loader struct {
+	job  *job
+	link *link.Link
+	dir  string
+	log  *slog.Logger
+	dump *dump.Dump // of this run; read again after a restart
+}
+
+// CreateTables implements [migrate.Loader].
+func (l *loader) CreateTables(ctx context.Context) error {
+	// What an earlier attempt left on the source would be copied as if it belonged there.
+	if err := l.link.Drop(ctx); err != nil {
+		return err
+	}
+	return l.make(ctx)
+}
+
+// make creates the tables that are not there yet.
+func (l *loader) make(ctx context.Context) error {
+	target, err := l.job.target.Connect(ctx, "schema")
+	if err != nil {
+		return err
+	}
+	defer target.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	if sql := l.job.playbook.Schema.Before; sql != "" {
+		if _, err := target.Exec(ctx, sql); err != nil {
+			return hint.Wrap(fmt.Errorf("run schema.before: %w", err), "correct the SQL in the playbook; it must be fit to run again")
+		}
+	}
+	if l.job.playbook.CopiesSchema() {
+		if err := l.open(ctx); err != nil {
+			return err
+		}
+		if err := l.dump.PreData(ctx, l.job.target); err != nil {
+			return err
+		}
+	}
+	return l.createReshaped(ctx, target)
+}
+
+// createReshaped makes the tables that a rule gives another shape and that are not there yet, in
+// one transaction.
+func (l *loader) createReshaped(ctx context.Context, target *pgx.Conn) error {
+	return pgx.BeginFunc(ctx, target, func(tx pgx.Tx) error {
+		for _, m := range l.reshaped() {
+			var exists bool
+			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, m.Target.String()).Scan(&exists); err != nil {
+				return err
+			}
+			if exists {
+				continue
+			}
+			ddl := m.Rule.Create
+			if strings.TrimSpace(ddl) == "" {
+				ddl = transform.CreateTable(m)
+			}
+			if _, err := tx.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS `+schema.QuoteIdent(m.Target.Schema)); err != nil {
+				return fmt.Errorf("create schema %s: %w", m.Target.Schema, err)
+			}
+			if _, err := tx.Exec(ctx, ddl); err != nil {
+				return hint.Wrap(fmt.Errorf("create %s: %w", m.Target.Display(), err), "give the table's DDL under create in the playbook")
+			}
+		}
+		return nil
+	})
+}
+
+// reshaped lists the mappings whose tables pg_dump must not make.
+func (l *loader) reshaped() []*transform.Mapping {
+	var out []*transform.Mapping
+	for i := range l.job.plan.Mappings {
+		if m := &l.job.plan.Mappings[i]; m.Reshaped() {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// open reads the source's schema, once a run.
+func (l *loader) open(ctx context.Context) error {
+	if l.dump != nil {
+		return nil
+	}
+	tools, err := l.job.tools(ctx)
+	if err != nil {
+		return err
+	}
+	var skip []schema.Name
+	for _, m := range l.reshaped() {
+		skip = append(skip, m.Source.Name)
+	}
+	p := l.job.playbook
+	l.dump, err = dump.Open(ctx, dump.Config{
+		Source: l.job.source, Tools: tools, SkipTables: skip, Dir: l.dir, Log: l.log,
+		Filter: schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude},
+	})
+	return err
+}
+
+// Load implements [migrate.Loader].
+func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress)) (migrate.Copied, error) {
+	for i := range l.job.plan.Mappings { // so that the surfaces know all of them from the start
+		t := &l.job.plan.Mappings[i].Source
+		progress(migrate.TableProgress{Table: t.Name.Display(), TotalRows: t.Rows})
+	}
+	p := l.job.playbook.Copy
+	r, err := l.link.Load(ctx, link.LoadConfig{
+		Workers: p.Workers, ChunkBytes: int64(p.Chunk),
+		Progress: func(t snapshot.Table) { progress(tableProgress(t)) },
+	})
+	return migrate.Copied(r), err
+}
+
+func tableProgress(t snapshot.Table) migrate.TableProgress {
+	return migrate.TableProgress{Table: t.Name.Display(), Rows: t.Rows, Bytes: t.Bytes, TotalRows: t.TotalRows, Done: t.Done, Format: t.Format}
+}
+
+// Finish implements [migrate.Loader].
+func (l *loader) Finish(ctx context.Context, step func(what string, done, total int)) error {
+	if l.job.playbook.CopiesSchema() {
+		if err := l.open(ctx); err != nil {
+			return err
+		}
+		if err := l.dump.Indexes(ctx, l.job.target, step); err != nil {
+			return err
+		}
+	}
+	target, err := l.job.target.Connect(ctx, "schema")
+	if err != nil {
+		return err
+	}
+	defer target.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	if sql := l.job.playbook.Schema.After; sql != "" {
+		if _, err := target.Exec(ctx, sql); err != nil {
+			return hint.Wrap(fmt.Errorf("run schema.after: %w", err), "correct the SQL in the playbook; it must be fit to run again")
+		}
+	}
+	if l.job.playbook.CopiesSchema() {
+		if err := l.dump.Final(ctx, l.job.target, step); err != nil {
+			return err
+		}
+		for _, w := range l.dump.Warnings() {
+			l.log.LogAttrs(ctx, slog.LevelWarn, "schema copy", slog.String("warning", w))
+		}
+	}
+	_, names := l.job.plan.targets()
+	for i, n := range names {
+		step("statistics of "+n.Display(), i, len(names))
+		if _, err := target.Exec(ctx, `ANALYZE `+n.String()); err != nil {
+			return fmt.Errorf("gather statistics of %s: %w", n.Display(), err)
+		}
+	}
+	return nil
+}

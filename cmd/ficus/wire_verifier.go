@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/sync/apply"
+	"github.com/ficus-migrate/ficus/sync/link"
+	"github.com/ficus-migrate/ficus/transform"
+	"github.com/ficus-migrate/ficus/verify"
+)
+
+// proofs is the bucket that keeps, for each migration and owner, where the last proof stands.
+const proofs = "proofs"
+
+// A base is a proven instant of an owner: everything was equal at LSN, so a delta needs only the
+// keys touched since. 0 is the moment at which it became the owner, when the stream of its link
+// begins.
+type base struct {
+	LSN change.LSN `json:"lsn"`
+}
+
+// A verifier is package verify over the links of one migration. It is migrate.Verifier.
+type verifier struct {
+	engine *engine
+	store  *eventstore.Store
+	log    *slog.Logger
+
+	closing sync.WaitGroup // sessions that say goodbye
+	mu      struct {
+		sync.Mutex
+		// ready is a session for the comparison under the fence, opened while nobody waits.
+		ready map[migrate.Side]*verify.Session
+	}
+}
+
+func newVerifier(e *engine, cfg engineConfig) *verifier {
+	v := &verifier{engine: e, store: cfg.Store, log: cfg.Log.With(slog.String("part", "verify"))}
+	v.mu.ready = map[migrate.Side]*verify.Session{}
+	return v
+}
+
+// Close ends the sessions that are kept ready.
+func (v *verifier) Close() {
+	v.closing.Wait()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for side, s := range v.mu.ready {
+		s.Close()
+		delete(v.mu.ready, side)
+	}
+}
+
+// config describes the comparison over the link that leaves owner.
+func (v *verifier) config(owner migrate.Side) (verify.Config, *link.Link) {
+	e := v.engine
+	if owner == migrate.Source {
+		return v.pair(e.job.source, e.job.target, e.job.plan.Mappings), e.forward
+	}
+	return v.pair(e.job.target, e.job.source, e.job.plan.Reverse), e.reverse
+}
+
+func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Config {
+	return verify.Config{Source: from, Target: to, Mappings: mappings, Log: v.log}
+}
+
+// Exact implements [migrate.Verifier].
+func (v *verifier) Exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
+	cfg, l := v.config(owner)
+	cfg.Follower, cfg.Progress = l, progress
+	report, err := verify.Run(ctx, cfg)
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	if report.Differences == 0 {
+		if err := v.prove(owner, report.LSN, l); err != nil {
+			return migrate.Proof{}, err
+		}
+	}
+	return proof(report), nil
+}
+
+// Delta implements [migrate.Verifier].
+func (v *verifier) Delta(ctx context.Context, owner migrate.Side, fenced bool) (migrate.Proof, error) {
+	from, ok, err := v.base(owner)
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	if !ok {
+		return migrate.Proof{}, fmt.Errorf("delta on the %s: %w", owner, migrate.ErrNoProof)
+	}
+	cfg, l := v.config(owner)
+	keys := touchedKeys(l.Stream(), from.LSN)
+	if fenced {
+		return v.fencedDelta(ctx, owner, cfg, keys)
+	}
+	cfg.Follower, cfg.Keys = l, keys
+	report, err := verify.Run(ctx, cfg)
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	// A table that was not covered keeps its touched keys, and with them everybody's.
+	if report.Differences == 0 && len(report.Uncovered) == 0 {
+		if err := v.prove(owner, report.LSN, l); err != nil {
+			return migrate.Proof{}, err
+		}
+	}
+	return proof(report), v.prepare(ctx, owner)
+}
+
+// prepare opens the session for the comparison under the fence.
+func (v *verifier) prepare(ctx context.Context, owner migrate.Side) error {
+	cfg, _ := v.config(owner)
+	s, err := verify.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if old := v.mu.ready[owner]; old != nil {
+		old.Close()
+	}
+	v.mu.ready[owner] = s
+	return nil
+}
+
+// fencedDelta compares while nobody writes. Equal sides are a proof for the next owner, too.
+func (v *verifier) fencedDelta(ctx context.Context, owner migrate.Side, cfg verify.Config, keys verify.Keys) (migrate.Proof, error) {
+	v.mu.Lock()
+	s := v.mu.ready[owner]
+	delete(v.mu.ready, owner)
+	v.mu.Unlock()
+	if s == nil {
+		var err error
+		if s, err = verify.Open(ctx, cfg); err != nil {
+			return migrate.Proof{}, err
+		}
+	}
+	defer v.closing.Go(s.Close) // clients need not wait for our goodbye to the servers
+	report, err := s.Delta(ctx, keys)
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	if report.Differences == 0 {
+		if len(report.Uncovered) > 0 {
+			return proof(report), v.forget(owner.Other())
+		}
+		return proof(report), v.setBase(owner.Other(), base{})
+	}
+	return proof(report), nil
+}
+
+// prove records that both sides were equal at lsn, and forgets what was touched before.
+func (v *verifier) prove(owner migrate.Side, lsn change.LSN, l *link.Link) error {
+	if err := v.setBase(owner, base{lsn}); err != nil {
+		return err
+	}
+	return l.Stream().Touches().Forget(lsn)
+}
+
+func (v *verifier) key(owner migrate.Side) string {
+	return v.engine.job.playbook.Name + "/" + string(owner)
+}
+
+func (v *verifier) setBase(owner migrate.Side, b base) error {
+	data, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	return v.store.Bucket(proofs).Put(v.key(owner), data)
+}
+
+func (v *verifier) forget(owner migrate.Side) error {
+	return v.store.Bucket(proofs).Delete(v.key(owner))
+}
+
+func (v *verifier) base(owner migrate.Side) (b base, ok bool, err error) {
+	data, ok, err := v.store.Bucket(proofs).Get(v.key(owner))
+	if err != nil || !ok {
+		return base{}, false, err
+	}
+	return b, true, json.Unmarshal(data, &b)
+}
+
+// touchedKeys reads the keys that the applier recorded after a position.
+func touchedKeys(stream *eventstore.Stream, after change.LSN) verify.Keys {
+	return func(table schema.Name, yield func(key []string) error) error {
+		return stream.Touches().ScanTable(apply.TouchedTable(table), after, func(raw []byte) error {
+			key, err := apply.TouchedKey(raw)
+			if err != nil {
+				return fmt.Errorf("touched keys of %s: %w", table.Display(), err)
+			}
+			return yield(key)
+		})
+	}
+}
+
+// proof turns a report into the workflow's terms.
+func proof(r *verify.Report) migrate.Proof {
+	p := migrate.Proof{
+		Kind: string(r.Kind), LSN: r.LSN, Time: r.At, Tables: len(r.Tables), Rows: r.Rows, Keys: r.Keys,
+		Differences: r.Differences, Elapsed: r.Elapsed, Paused: r.Paused, Uncovered: r.Uncovered,
+	}
+	const samples = 10
+	for _, t := range r.Tables {
+		for _, d := range t.Samples {
+			if len(p.Samples) < samples {
+				p.Samples = append(p.Samples, fmt.Sprintf("%s %s: %s", t.Table, d.Key, d.Kind))
+			}
+		}
+	}
+	return p
+}
