@@ -114,8 +114,7 @@ func lockDir(files vfs.FS, dir string) (*pebble.Lock, error) {
 		return nil, hint.Wrap(err, "choose a directory that can be written with --data-dir")
 	}
 	lock, err := pebble.LockDirectory(dir, files)
-	var path *fs.PathError
-	if errors.As(err, &path) { // the lock file could not be made
+	if _, ok := errors.AsType[*fs.PathError](err); ok { // the lock file could not be made
 		return nil, hint.Wrap(err, "choose a directory that can be written with --data-dir")
 	} else if err != nil {
 		return nil, hint.Wrap(fmt.Errorf("%w (%w)", ErrInUse, err),

@@ -222,6 +222,10 @@ func (st *Stream) Sync(ctx context.Context) error {
 		return err
 	}
 	defer st.store.leave()
+	return st.sync()
+}
+
+func (st *Stream) sync() error {
 	head := st.Head() // before the sync: what is committed meanwhile may miss it
 	// An empty record with Sync waits for the log up to it; Pebble gathers those who wait.
 	if err := st.store.db.LogData(nil, pebble.Sync); err != nil {
@@ -249,15 +253,19 @@ func (st *Stream) SetCursor(name string, lsn change.LSN) error {
 		return err
 	}
 	defer st.store.leave()
-	st.write.Lock()
+	if err := st.putCursor(name, lsn); err != nil {
+		return fmt.Errorf("stream %q: set cursor %q: %w", st.name, name, err)
+	}
+	return st.sync()
+}
+
+func (st *Stream) putCursor(name string, lsn change.LSN) error {
+	st.write.Lock() // not during the sync, which the writer need not wait for
 	defer st.write.Unlock()
 	if err := st.alive(); err != nil {
 		return err
 	}
-	if err := st.store.db.Set(st.keys.key(tagCursor, []byte(name)), u64(uint64(lsn)), pebble.Sync); err != nil {
-		return fmt.Errorf("stream %q: set cursor %q: %w", st.name, name, err)
-	}
-	return nil
+	return st.store.db.Set(st.keys.key(tagCursor, []byte(name)), u64(uint64(lsn)), pebble.NoSync)
 }
 
 // Trim removes chunks that end at or before upTo, and pins that no later reader needs. A chunk

@@ -46,11 +46,19 @@ func TestAckApplied(t *testing.T) {
 	upTo := g.now(t)
 	pgtest.Eventually(t, "the idle position to be confirmed", func() bool { return g.confirmed(t) >= upTo })
 
-	// The store is lost, the destination is not: the slot has everything that it needs.
-	applied.Store(uint64(ends[0].end))
+	// The store is lost, the destination is not: nothing is missing.
 	if err := stop(); !errors.Is(err, errStopped) {
 		t.Fatal(err)
 	}
+	var err error
+	if g.cfg.Stream, err = g.store.Stream("another"); err != nil {
+		t.Fatal(err)
+	}
+	applied.Store(uint64(g.confirmed(t)))
+	g.db.Exec(t, "INSERT INTO t VALUES (3)")
+	r, _ = g.start(t)
+	g.received(t, r)
+	equal(t, "stream", rows(transactions(t, g.cfg.Stream, 0)), [][]string{{"insert t(3)"}})
 }
 
 // A database in which nothing happens must not keep the WAL of its neighbours.

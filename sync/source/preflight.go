@@ -37,7 +37,7 @@ func (r *Reader) preflight(ctx context.Context) (change.LSN, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 
 	slot, err := SlotState(ctx, conn, r.cfg.Slot)
 	if err != nil {
