@@ -65,6 +65,13 @@ func (c *Client) Do(ctx context.Context, name string, ask migrate.Command) error
 	return c.call(ctx, http.MethodPost, c.at(name, string(ask.Verb)), CommandRequest{Gate: ask.Gate, Wait: ask.Wait, Actor: ask.Actor}, nil)
 }
 
+// Verify compares the databases of a migration at one instant; see [Service].
+func (c *Client) Verify(ctx context.Context, name string) (migrate.Proof, error) {
+	var p migrate.Proof
+	err := c.call(ctx, http.MethodPost, c.at(name, "verify"), struct{}{}, &p)
+	return p, err
+}
+
 // Start begins a migration.
 func (c *Client) Start(ctx context.Context, r StartRequest) (migrate.Status, error) {
 	var s migrate.Status

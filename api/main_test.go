@@ -116,6 +116,15 @@ func (f *fake) Do(ctx context.Context, name string, c migrate.Command) error {
 	return err
 }
 
+func (f *fake) Verify(_ context.Context, name string) (migrate.Proof, error) {
+	if _, err := f.Get(name); err != nil {
+		return migrate.Proof{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return migrate.Proof{Kind: "exact", Rows: 12, Differences: 3}, f.mu.do
+}
+
 func (f *fake) Start(_ context.Context, r StartRequest) (migrate.Status, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

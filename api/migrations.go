@@ -79,6 +79,20 @@ func (s *Server) start(c *gin.Context) {
 	c.JSON(http.StatusCreated, status)
 }
 
+// verify answers when the comparison is done. A difference is an answer, not an error.
+func (s *Server) verify(c *gin.Context) {
+	if err := body(c, &struct{}{}); err != nil {
+		s.refuse(c, problemOf(err, CodeBadRequest))
+		return
+	}
+	proof, err := s.cfg.Service.Verify(c.Request.Context(), c.Param("name"))
+	if err != nil {
+		s.refuse(c, problemOf(err, CodeFailed))
+		return
+	}
+	c.JSON(http.StatusOK, proof)
+}
+
 // command answers 202 when the command is on record, or 200 when it was waited for and is done.
 func (s *Server) command(c *gin.Context) {
 	name, verb := c.Param("name"), migrate.Verb(c.Param("verb"))

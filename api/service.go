@@ -29,6 +29,9 @@ type Service interface {
 	Events(ctx context.Context, name string, after int64) (iter.Seq2[migrate.Event, error], error)
 	// Do carries a command to a migration; see [migrate.Migration.Do].
 	Do(ctx context.Context, name string, c migrate.Command) error
+	// Verify compares everything at one instant over the link that runs now, while both databases
+	// are in use. It answers migrate.ErrNotNow while no link runs or ownership is moving.
+	Verify(ctx context.Context, name string) (migrate.Proof, error)
 	// Start begins a migration, or answers ErrFixed.
 	Start(ctx context.Context, r StartRequest) (migrate.Status, error)
 }

@@ -121,6 +121,25 @@ func (m *manager) Do(ctx context.Context, name string, c migrate.Command) error 
 	return e.migration.Do(ctx, c)
 }
 
+// Verify implements [api.Service].
+func (m *manager) Verify(ctx context.Context, name string) (migrate.Proof, error) {
+	e, err := m.engine(name)
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	s := e.migration.Status()
+	switch s.Phase {
+	case migrate.Following, migrate.Verifying, migrate.ReadsSwitched, migrate.Promoted, migrate.RolledBack:
+		if s.Running && !s.Paused {
+			return e.verifier.Exact(ctx, s.Owner, func(int64, int64) {})
+		}
+	case migrate.Pending, migrate.Preparing, migrate.Copying, migrate.CatchingUp, migrate.Promoting, migrate.RollingBack,
+		migrate.Completed, migrate.Cancelled, migrate.Failed:
+	}
+	return migrate.Proof{}, hint.Wrap(fmt.Errorf("verify %s in phase %s: %w", name, s.Phase, migrate.ErrNotNow),
+		"it needs a running link: wait until %s follows, or give --source and --target to compare the databases as they stand", name)
+}
+
 // Start implements [api.Service].
 func (m *manager) Start(ctx context.Context, r api.StartRequest) (migrate.Status, error) {
 	if m.fixed {

@@ -37,7 +37,7 @@ type verifier struct {
 	closing sync.WaitGroup // sessions that say goodbye
 	mu      struct {
 		sync.Mutex
-		// ready is a session for the comparison under the fence, opened while nobody waits.
+		// ready is a session for the comparison under the fence, warm from a live one.
 		ready map[migrate.Side]*verify.Session
 	}
 }
@@ -102,34 +102,35 @@ func (v *verifier) Delta(ctx context.Context, owner migrate.Side, fenced bool) (
 	if fenced {
 		return v.fencedDelta(ctx, owner, cfg, keys)
 	}
-	cfg.Follower, cfg.Keys = l, keys
-	report, err := verify.Run(ctx, cfg)
+	cfg.Follower = l
+	s, err := verify.Open(ctx, cfg)
 	if err != nil {
 		return migrate.Proof{}, err
 	}
+	report, err := s.Delta(ctx, keys)
+	if err != nil {
+		s.Close()
+		return migrate.Proof{}, err
+	}
+	v.keepReady(owner, s)
 	// A table that was not covered keeps its touched keys, and with them everybody's.
 	if report.Differences == 0 && len(report.Uncovered) == 0 {
 		if err := v.prove(owner, report.LSN, l); err != nil {
 			return migrate.Proof{}, err
 		}
 	}
-	return proof(report), v.prepare(ctx, owner)
+	return proof(report), nil
 }
 
-// prepare opens the session for the comparison under the fence.
-func (v *verifier) prepare(ctx context.Context, owner migrate.Side) error {
-	cfg, _ := v.config(owner)
-	s, err := verify.Open(ctx, cfg)
-	if err != nil {
-		return err
-	}
+// keepReady keeps a session for the comparison under the fence: its connections are open and its
+// queries planned.
+func (v *verifier) keepReady(owner migrate.Side, s *verify.Session) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := v.mu.ready[owner]; old != nil {
-		old.Close()
+		v.closing.Go(old.Close)
 	}
 	v.mu.ready[owner] = s
-	return nil
 }
 
 // fencedDelta compares while nobody writes. Equal sides are a proof for the next owner, too.
@@ -145,7 +146,7 @@ func (v *verifier) fencedDelta(ctx context.Context, owner migrate.Side, cfg veri
 		}
 	}
 	defer v.closing.Go(s.Close) // clients need not wait for our goodbye to the servers
-	report, err := s.Delta(ctx, keys)
+	report, err := s.DeltaAtRest(ctx, keys)
 	if err != nil {
 		return migrate.Proof{}, err
 	}
