@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +91,13 @@ func (b *bench) must(t testing.TB, v Verb) {
 	if err := b.Do(t.Context(), Command{Verb: v, Actor: "anna", Wait: true}); err != nil {
 		t.Fatalf("%s: %v", v, err)
 	}
+}
+
+// runs reports whether the link from a side runs.
+func (b *bench) runs(from Side) bool {
+	b.w.mu.Lock()
+	defer b.w.mu.Unlock()
+	return b.p.running[from]
 }
 
 // waitsFor lets time pass until the engine rests at a gate.
@@ -264,7 +272,7 @@ func TestUntilAndPause(t *testing.T) {
 			t.Errorf("rests in %s", s.Phase)
 		}
 		b.must(t, Pause)
-		if s := b.Status(); !s.Paused || b.p.running[Source] {
+		if s := b.Status(); !s.Paused || b.runs(Source) {
 			t.Errorf("paused, and the link runs: %+v", s)
 		}
 		if err := b.Do(t.Context(), Command{Verb: Promote}); !errors.Is(err, ErrNotNow) {
@@ -272,7 +280,7 @@ func TestUntilAndPause(t *testing.T) {
 		}
 		b.must(t, Resume)
 		b.waitsFor(t, string(Promote))
-		if !b.p.running[Source] {
+		if !b.runs(Source) {
 			t.Error("resumed, and the link does not run")
 		}
 		b.must(t, Promote)
@@ -416,17 +424,17 @@ func TestForwardOnly(t *testing.T) {
 	inWorld(t, func(t bubble) {
 		w := t.w
 		b := newBench(t, w, nil)
-		refusals := 0
+		var refusals atomic.Int64
 		release := row(b.Migration, "release").run
 		row(b.Migration, "release").run = func(m *Migration, ctx context.Context, a *attempt) error {
-			if refusals++; refusals < 20 {
+			if refusals.Add(1) < 20 {
 				return errors.New("gateway is gone")
 			}
 			return release(m, ctx, a)
 		}
 		b.start(t)
 		b.reach(t, Promoting)
-		for refusals < 10 {
+		for refusals.Load() < 10 {
 			time.Sleep(time.Second)
 		}
 		if s := b.Status(); s.Phase != Promoting || !strings.Contains(s.Error, "gateway is gone") || s.Owner != Target {

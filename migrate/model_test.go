@@ -18,7 +18,7 @@ import (
 
 var (
 	seedFlag      = flag.Uint64("seed", 0, "replay this history of the model and print it")
-	historiesFlag = flag.Int("histories", 3_000, "how many histories of the model to try")
+	historiesFlag = flag.Int("histories", 2_000, "how many histories of the model to try; each is about ten lives of an engine")
 )
 
 // TestModel runs random histories of a migration against a world of fakes (world_test.go): calls
@@ -209,10 +209,10 @@ func (h *history) observe(e Event) {
 	if e.Type == eventPhase && e.Data["undone"] == true {
 		w.undone++
 		o := w.owner()
-		if o != "" && !w.db[o].row.GateOpen && !w.lateClosed {
+		if o != "" && w.db[o].row.Epoch > 0 && !w.db[o].row.GateOpen && !w.lateClosed {
 			w.fail("undone, and the %s is still fenced", o)
 		}
-		if o != "" && w.held {
+		if o != "" && w.held && w.db[o].row.Epoch > 0 {
 			w.fail("undone, and clients are still held")
 		}
 	}
@@ -227,6 +227,11 @@ func (h *history) life(t *testing.T) {
 		w.journal = w.journal[:len(w.journal)-min(len(w.journal), w.rng.IntN(30))]
 		w.note("journal cut to %d", len(w.journal))
 	}
+	verbs := []Verb{Approve, Promote, Promote, Rollback, Rollback, Pause, Resume, Resume, Approve, Complete, Cancel}
+	if w.rng.IntN(4) > 0 {
+		verbs = verbs[:len(verbs)-2] // the end comes too early otherwise
+	}
+	commands := w.rng.IntN(12)
 	ctx, kill := context.WithCancelCause(t.Context())
 	defer kill(nil)
 	m := h.newEngine(t, kill)
@@ -236,11 +241,7 @@ func (h *history) life(t *testing.T) {
 		_ = m.Run(ctx) // its error is the history's
 	}()
 
-	verbs := []Verb{Approve, Promote, Promote, Rollback, Rollback, Pause, Resume, Resume, Approve, Complete, Cancel}
-	if w.rng.IntN(4) > 0 {
-		verbs = verbs[:len(verbs)-2] // the end comes too early otherwise
-	}
-	for n := w.rng.IntN(12); n >= 0 && ctx.Err() == nil; n-- {
+	for n := commands; n >= 0 && ctx.Err() == nil; n-- {
 		w.mu.Lock()
 		d := time.Duration(w.rng.Int64N(int64(8 * time.Second)))
 		v := verbs[w.rng.IntN(len(verbs))]
@@ -288,8 +289,8 @@ func (h *history) settle(t *testing.T) {
 	m := h.newEngine(t, func(error) {})
 	w.note("settle in phase %s", m.Status().Phase)
 
-	before := w.promotions
-	for round := 0; w.promotions < before+3; round++ {
+	before := w.changes()
+	for round := 0; w.changes() < before+3; round++ {
 		if round == 25 || ctx.Err() != nil {
 			w.fail("stuck in phase %s, step %q, waiting for %q: %s", m.Status().Phase, m.Status().Step, m.Status().WaitingFor, m.Status().Error)
 			return
@@ -297,6 +298,9 @@ func (h *history) settle(t *testing.T) {
 		st := h.untilRest(ctx, t, m)
 		w.mu.Lock()
 		w.settled(st, w.promotions > before)
+		if st.Phase.Final() && w.held && !m.snapshot().bare {
+			w.fail("%s, and clients are held", st.Phase)
+		}
 		bad := w.violation != nil
 		w.mu.Unlock()
 		if bad || st.Phase.Final() {
@@ -311,6 +315,13 @@ func (h *history) settle(t *testing.T) {
 			return
 		}
 	}
+}
+
+// changes counts how often the owner changed.
+func (w *world) changes() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.promotions
 }
 
 // nextVerb is what a person does who wants the migration to go to and fro.

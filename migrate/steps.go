@@ -276,6 +276,10 @@ func restSteps() []step {
 func endSteps() []step {
 	return []step{
 		{
+			Step: Step{Phase: Completed, Name: "lead-to-target", Does: "leads all clients to the target", Known: nothing},
+			run:  (*Migration).leadToTarget,
+		},
+		{
 			Step: Step{Phase: Completed, Name: "drop-reverse", Does: "stops and drops the reverse link", Known: repeat},
 			run:  (*Migration).dropReverse,
 		},
@@ -284,8 +288,8 @@ func endSteps() []step {
 			run:  (*Migration).uninstallOwner,
 		},
 		{
-			Step: Step{Phase: Cancelled, Name: "reads-to-source", Does: "sends all traffic to the source", Known: nothing},
-			run:  (*Migration).readsToSource,
+			Step: Step{Phase: Cancelled, Name: "lead-to-source", Does: "leads all clients to the source", Known: nothing},
+			run:  (*Migration).leadToSource,
 		},
 		{
 			Step: Step{Phase: Cancelled, Name: "drop-links", Does: "stops and drops both links", Known: repeat},

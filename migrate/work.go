@@ -251,8 +251,20 @@ func (m *Migration) uninstallOwner(ctx context.Context, _ *attempt) error {
 	return m.cfg.Target.Uninstall(ctx)
 }
 
-func (m *Migration) readsToSource(ctx context.Context, _ *attempt) error {
-	return m.setReads(ctx, 0)
+func (m *Migration) leadToTarget(ctx context.Context, _ *attempt) error {
+	return m.leadClients(ctx, Ownership{Owner: Target, Epoch: m.snapshot().epoch})
+}
+
+// leadToSource leaves the router alone when nobody can say any more who owned the data last.
+func (m *Migration) leadToSource(ctx context.Context, _ *attempt) error {
+	s := m.snapshot()
+	if s.bare {
+		return nil
+	}
+	if err := m.setReads(ctx, 0); err != nil {
+		return err
+	}
+	return m.leadClients(ctx, Ownership{Owner: Source, Epoch: s.epoch})
 }
 
 func (m *Migration) dropLinks(ctx context.Context, _ *attempt) error {

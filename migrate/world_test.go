@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -381,17 +382,17 @@ func (h database) Arm(ctx context.Context) error {
 }
 
 func (h database) CloseGate(ctx context.Context) error {
-	asked, returned := h.w.promotions, false
+	var returned atomic.Bool
 	err := h.w.call(ctx, h.p, "close gate", true, func() error {
 		if h.d.row.Epoch == 0 {
 			return errors.New("not installed")
 		}
 		h.d.closes++
 		h.d.row.GateOpen = false
-		h.w.lateClosed = h.w.lateClosed || returned || asked != h.w.promotions
+		h.w.lateClosed = h.w.lateClosed || returned.Load()
 		return nil
 	})
-	returned = true
+	returned.Store(true)
 	return err
 }
 
