@@ -269,6 +269,12 @@ func replay(j Journal) (state, error) {
 	return s, err
 }
 
+// PhaseOf returns where the migration whose journal this is stands.
+func PhaseOf(j Journal) (Phase, error) {
+	s, err := replay(j)
+	return s.phase, err
+}
+
 // emit journals an event, folds it and tells everybody. check, when given, decides first, with the
 // state as the record will find it. Nothing has happened when it returns an error.
 func (m *Migration) emit(e Event, f fact, check func(*state) error) error {

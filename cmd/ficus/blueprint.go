@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/preflight"
@@ -33,6 +34,10 @@ type blueprint struct {
 	Sequences []schema.Name       `json:"sequences"`
 
 	Forward, Backward identities
+
+	// SourceID and TargetID tell the two databases from others; "" where the role may not know.
+	SourceID string `json:"source_id"`
+	TargetID string `json:"target_id"`
 }
 
 // identities are the tables of one link that need another replica identity than they have.
@@ -74,7 +79,7 @@ func (j *job) read(ctx context.Context) error {
 
 	p := *j.playbook
 	p.Source, p.Target = "", ""
-	plan := &blueprint{Playbook: p, Recipe: j.recipe}
+	plan := &blueprint{Playbook: p, Recipe: j.recipe, SourceID: databaseID(ctx, j.source), TargetID: databaseID(ctx, j.target)}
 	filter := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}
 	if plan.Tables, err = inspect.Tables(ctx, conn, filter); err != nil {
 		return fmt.Errorf("source: %w", err)
@@ -177,6 +182,37 @@ func (j *job) recall(store *eventstore.Store) (ok bool, err error) {
 	}
 	j.plan = &b
 	return true, nil
+}
+
+// recognise refuses databases other than those that the migration began with. One that does not
+// answer now is let pass: it is asked again by whoever needs it.
+func (j *job) recognise(ctx context.Context) error {
+	for _, side := range []struct {
+		name string
+		dsn  pg.DSN
+		want string
+	}{{"source", j.source, j.plan.SourceID}, {"target", j.target, j.plan.TargetID}} {
+		if have := databaseID(ctx, side.dsn); have != "" && side.want != "" && have != side.want {
+			return hint.Wrap(fmt.Errorf("the %s %s is not the database that migration %s began with", side.name, side.dsn, j.playbook.Name),
+				"give its own connection string, or another --name for another migration")
+		}
+	}
+	return nil
+}
+
+// databaseID returns what tells a database from every other, "" when that cannot be learned.
+func databaseID(ctx context.Context, dsn pg.DSN) string {
+	conn, err := dsn.Connect(ctx, "plan")
+	if err != nil {
+		return ""
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	var id string
+	err = conn.QueryRow(ctx, `SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || oid FROM pg_database WHERE datname = current_database()`).Scan(&id)
+	if err != nil {
+		return ""
+	}
+	return id
 }
 
 // keep stores the blueprint for later runs.

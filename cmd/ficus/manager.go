@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -44,8 +45,35 @@ func newManager(ctx context.Context, store *eventstore.Store, dir string, log *s
 	return m
 }
 
-// journal returns the bucket that keeps a migration's records.
-func (m *manager) journal(name string) *eventstore.Bucket { return m.store.Bucket("journal/" + name) }
+// generations is the bucket that counts, for each name, the migrations that are over.
+const generations = "generations"
+
+// journal returns the bucket that keeps the records of the present migration of that name. A name
+// whose migration was completed or cancelled begins anew, with a new journal; the old one stays.
+func (m *manager) journal(name string) (*eventstore.Bucket, error) {
+	bucket := m.store.Bucket(generations)
+	data, ok, err := bucket.Get(name)
+	if err != nil {
+		return nil, err
+	}
+	over := 0
+	if ok {
+		if over, err = strconv.Atoi(string(data)); err != nil {
+			return nil, fmt.Errorf("read how many migrations were called %s: %w", name, err)
+		}
+	}
+	at := func(n int) *eventstore.Bucket { return m.store.Bucket(fmt.Sprintf("journal/%s/%d", name, n)) }
+	phase, err := migrate.PhaseOf(at(over))
+	if err != nil || !phase.Final() {
+		return at(over), err
+	}
+	// The blueprint first: without it the new migration reads the source again, with it and the old
+	// journal nothing has happened yet.
+	if err := m.store.Bucket(blueprints).Delete(name); err != nil {
+		return nil, err
+	}
+	return at(over + 1), bucket.Put(name, strconv.AppendInt(nil, int64(over+1), 10))
+}
 
 // add wires a migration's engine. events may be nil.
 func (m *manager) add(ctx context.Context, j *job, yes bool, events func(migrate.Event)) (*engine, error) {
@@ -56,8 +84,12 @@ func (m *manager) add(ctx context.Context, j *job, yes bool, events func(migrate
 	if taken {
 		return nil, hint.Wrap(fmt.Errorf("%s: %w", name, api.ErrExists), "choose another --name, or drive the one that is there")
 	}
+	journal, err := m.journal(name)
+	if err != nil {
+		return nil, err
+	}
 	e, err := newEngine(ctx, j, engineConfig{
-		Store: m.store, Dir: m.dir, Yes: yes, Log: m.log.With(slog.String("migration", name)), Events: events, Journal: m.journal(name),
+		Store: m.store, Dir: m.dir, Yes: yes, Log: m.log.With(slog.String("migration", name)), Events: events, Journal: journal,
 	})
 	if err != nil {
 		return nil, err
@@ -183,12 +215,15 @@ func (m *manager) drive(e *engine) {
 	m.run.Go(func() {
 		defer e.Close()
 		ctx, name := m.ctx(), e.job.playbook.Name
+		failed := func(err error) {
+			m.log.LogAttrs(ctx, slog.LevelError, "migration failed", slog.String("migration", name), slog.Any("err", err), slog.String("hint", hint.Of(err)))
+		}
 		for {
-			err := e.Run(ctx)
+			err := e.Run(ctx, failed)
 			if ctx.Err() != nil || err == nil {
 				return
 			}
-			m.log.LogAttrs(ctx, slog.LevelError, "migration failed", slog.String("migration", name), slog.Any("err", err), slog.String("hint", hint.Of(err)))
+			failed(err)
 			if !resumed(ctx, e.migration) {
 				return
 			}

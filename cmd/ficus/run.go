@@ -90,7 +90,9 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 	}
 	g.Go(func() error {
 		defer cancel() // the API ends with the migration
-		return e.Run(gctx)
+		return e.Run(gctx, func(err error) {
+			screen.event(migrate.Event{Type: "error", Phase: migrate.Failed, Message: err.Error() + "; clients go on, and the migration waits for: ficus resume " + j.playbook.Name})
+		})
 	})
 	g.Go(func() error {
 		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err == nil {

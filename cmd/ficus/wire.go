@@ -57,7 +57,11 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !known {
+	if known {
+		if err := j.recognise(ctx); err != nil {
+			return nil, err
+		}
+	} else {
 		if err := j.read(ctx); err != nil {
 			return nil, err
 		}
@@ -250,8 +254,10 @@ func (j *job) settings(yes bool) migrate.Settings {
 	return s
 }
 
-// Run drives the migration, with the gateway beside it, until it is over or ctx is done.
-func (e *engine) Run(ctx context.Context) error {
+// Run drives the migration, with the gateway beside it, until it is over or ctx is done. A failure
+// ends it only while nobody depends on it: the front door of a database that is in use stays open,
+// and the migration waits for "resume". failed is told of such a failure.
+func (e *engine) Run(ctx context.Context, failed func(error)) error {
 	if e.gateway == nil {
 		return e.migration.Run(ctx)
 	}
@@ -268,15 +274,30 @@ func (e *engine) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err := e.migration.Run(ctx); err != nil {
-			return err
+		for {
+			err := e.migration.Run(ctx)
+			switch {
+			case err == nil:
+				return errOver
+			case ctx.Err() != nil || !e.inUse():
+				return err
+			}
+			failed(err)
+			if !resumed(ctx, e.migration) {
+				return context.Cause(ctx)
+			}
 		}
-		return errOver
 	})
 	if err := g.Wait(); !errors.Is(err, errOver) {
 		return err
 	}
 	return nil
+}
+
+// inUse reports whether clients depend on the gateway: some are connected, or ownership has moved
+// and they cannot go back to where they were.
+func (e *engine) inUse() bool {
+	return e.gateway.Stats().Clients > 0 || len(e.migration.Status().Promotions) > 0
 }
 
 // errOver ends the gateway of a migration that is completed or cancelled.
