@@ -59,7 +59,7 @@ type prepared struct {
 // A command is one statement in a pipeline.
 type command struct {
 	prepared
-	params [][]byte                       // binary for a prepared statement, else text
+	params [][]byte                      // binary for a prepared statement, else text
 	check  func(pgconn.CommandTag) error // nil when any result will do
 }
 
