@@ -101,6 +101,8 @@ type demo struct {
 	engine *engine
 	server *api.Server
 	began  time.Time
+	held   bool  // the report was good
+	left   error // what could not be stopped or removed
 }
 
 // warmUp is how long the clients work before the migration begins.
@@ -121,22 +123,27 @@ func (a *app) demo(ctx context.Context, f demoFlags) (err error) {
 
 	err = d.run(ctx)
 	d.story.close()
-	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Cause(ctx))) {
-		d.story.say("interrupted: everything was stopped and removed")
-		if d.story.held {
-			return nil // it had proved what it is there to prove
-		}
-		return &statusError{status: exitFailed}
+	switch {
+	case d.left != nil:
+		return errors.Join(err, d.left)
+	case ctx.Err() == nil:
+		return err
 	}
-	return err
+	// Whatever went wrong after the interrupt did so because of it.
+	d.story.say("interrupted: everything was stopped and removed")
+	if d.held {
+		return nil // it had proved what it is there to prove
+	}
+	return &statusError{status: exitFailed}
 }
 
 // run makes the ground, and runs the script on it. Nothing is left when it returns.
 func (d *demo) run(ctx context.Context) (err error) {
-	if d.ground, err = d.prepare(ctx); err != nil {
+	d.ground = &demoGround{}
+	defer func() { d.left = d.ground.close() }()
+	if err := d.prepare(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.ground.close()) }()
 	d.app.dataDir = d.ground.dir
 	store, err := d.app.openStore(d.log)
 	if err != nil {
@@ -220,7 +227,7 @@ func (d *demo) script(ctx, beside context.Context, g *errgroup.Group) error {
 		return err
 	}
 
-	d.story.held = true
+	d.held = true
 	sendHome = d.work(ctx, beside, g)
 	d.invite()
 	<-ctx.Done()

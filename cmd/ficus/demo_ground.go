@@ -25,7 +25,7 @@ const (
 	demoRole     = "shop" // of the clients: an ordinary role, not the superuser
 )
 
-// A demoGround is two clusters, and a directory for Ficus' state.
+// A demoGround is two clusters, and a directory for Ficus' state. Close it whatever became of it.
 type demoGround struct {
 	source, target *pgserver.Server // nil until they run
 	dir            string
@@ -34,34 +34,29 @@ type demoGround struct {
 }
 
 // prepare finds PostgreSQL, starts two clusters and fills the shop in the older one.
-func (d *demo) prepare(ctx context.Context) (_ *demoGround, err error) {
+func (d *demo) prepare(ctx context.Context) error {
 	found, err := pgserver.Find()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	source, target, err := chooseInstalls(found, d.flags.sourceVersion, d.flags.targetVersion)
 	if err != nil {
-		return nil, &statusError{exitUsage, err}
+		return &statusError{exitUsage, err}
 	}
 	if _, err := dump.FindTools(ctx, source.Major); err != nil {
-		return nil, err
+		return err
 	}
 
-	g := &demoGround{}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, g.close())
-		}
-	}()
+	g := d.ground
 	if g.dir, err = os.MkdirTemp(d.flags.workDir, "ficus-demo-"); err != nil {
-		return nil, fmt.Errorf("make a directory for the demo: %w", err)
+		return fmt.Errorf("make a directory for the demo: %w", err)
 	}
 	if g.remove, err = pgserver.Watch(ctx, `rm -rf "$1"`, g.dir); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(g.dir))
+		return errors.Join(err, os.RemoveAll(g.dir))
 	}
 	d.story.step("start two clusters: PostgreSQL %s, and PostgreSQL %s", source.Version, target.Version)
 	if err := g.start(ctx, source, target, d.log); err != nil {
-		return nil, err
+		return err
 	}
 	d.story.fact("clusters", map[string]any{
 		"source": map[string]any{"version": source.Version, "port": g.source.Port()},
@@ -71,11 +66,11 @@ func (d *demo) prepare(ctx context.Context) (_ *demoGround, err error) {
 	d.story.step("fill the shop on the old one: about %s rows", count(int64(d.flags.rows)))
 	began := time.Now()
 	if err := g.fill(ctx, d.flags.rows); err != nil {
-		return nil, err
+		return err
 	}
 	d.story.fact("filled", map[string]any{"rows": g.rows, "seconds": time.Since(began).Seconds()},
 		fmt.Sprintf("%s rows in %s: orders, payments, a partitioned table, one without a key, sequences, triggers", count(g.rows), span(time.Since(began))))
-	return g, nil
+	return nil
 }
 
 // chooseInstalls takes the versions that were asked for; else the oldest as the source and the

@@ -33,6 +33,7 @@ type demoReport struct {
 	Problems     []string         `json:"problems"` // empty when OK
 
 	latency shop.Latency
+	took    string // how many transactions each cluster took, for people
 }
 
 type demoPhase struct {
@@ -132,6 +133,8 @@ func (d *demo) prove(ctx context.Context) (*demoReport, error) {
 			r.Phases = append(r.Phases, demoPhase{p.Phase, p.Took.Seconds()})
 		}
 	}
+	r.took = fmt.Sprintf("%s by the %s, %s by the %s", count(ledger.Servers[d.ground.source.Port()]), d.names(migrate.Source),
+		count(ledger.Servers[d.ground.target.Port()]), d.names(migrate.Target))
 	r.judge()
 	for i, err := range d.ledger.Errors() {
 		d.story.fact("client_error", map[string]any{"message": err.Error()}, fmt.Sprintf("! client error %d: %v", i+1, err))
@@ -156,6 +159,7 @@ func (r *demoReport) judge() {
 		{t.Altered > 0, fmt.Sprintf("%d altered", t.Altered)},
 		{t.Unexpected > 0, fmt.Sprintf("%d that nobody asked for", t.Unexpected)},
 		{t.Failed > 0, fmt.Sprintf("%d failed", t.Failed)},
+		{len(t.Servers) != 2, "both clusters should have taken transactions"},
 		{t.InDoubt > 0, fmt.Sprintf("%d in doubt", t.InDoubt)},
 		{len(t.Unbalanced) > 0, "the books do not balance: " + strings.Join(t.Unbalanced, ", ")},
 		{t.Reads == 0, "nothing was read"},
@@ -180,7 +184,7 @@ func (r *demoReport) judge() {
 func (s *story) report(r *demoReport) {
 	s.working(false)
 	if s.app.json {
-		s.object(r)
+		s.result(r)
 		return
 	}
 	s.title("The proof")
@@ -199,6 +203,7 @@ func (s *story) report(r *demoReport) {
 	rows = append(
 		rows,
 		[]string{"transactions", fmt.Sprintf("%s acknowledged, %s found, %d failed, %d in doubt", count(t.Acknowledged), count(t.Found), t.Failed, t.InDoubt)},
+		[]string{"", r.took},
 		[]string{"", fmt.Sprintf("as clients saw them: p50 %s, p99 %s, longest %s", span(r.latency.P50), span(r.latency.P99), span(r.latency.Max))},
 		[]string{"reads", fmt.Sprintf("%s, %d failed, %d saw half a transaction", count(t.Reads), t.ReadsFailed, t.Torn)},
 		[]string{"compared", fmt.Sprintf("%s rows of %d tables, over the reverse link, in %.2f s: %d differences", count(r.Verify.Rows), r.Verify.Tables, r.Verify.Seconds, r.Verify.Differences)},

@@ -20,7 +20,6 @@ type story struct {
 	terminal bool
 	began    time.Time
 	live     func() string // what the living line says
-	held     bool          // the report was good; the script's own
 
 	stop chan struct{} // ends the living line
 	done sync.WaitGroup
@@ -31,6 +30,7 @@ type story struct {
 		lives bool     // the living line is on the screen
 		works bool     // clients are at work, so there is something to show
 		spans []window // in which clients were held, in order
+		over  bool     // the last JSON line was printed
 	}
 }
 
@@ -158,11 +158,21 @@ func (s *story) fact(typ string, fields map[string]any, text string) {
 	s.say("  " + text)
 }
 
-// object prints one line of JSON.
+// object prints one line of JSON, unless the last one was printed.
 func (s *story) object(v any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.app.object(v)
+	if !s.mu.over {
+		s.app.object(v)
+	}
+}
+
+// result prints the last line of JSON.
+func (s *story) result(v any) {
+	s.object(v)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.over = true
 }
 
 func (s *story) clock() string { return fmt.Sprintf("%5.1f s", time.Since(s.began).Seconds()) }

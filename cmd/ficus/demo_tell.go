@@ -66,7 +66,7 @@ func (d *demo) changed() {
 		return
 	}
 	c := changes[len(changes)-1]
-	d.story.fact("change", fields(c), fmt.Sprintf("the %s owns the data: no write for %s, nobody waited longer than %s; %s rows touched since the proof compared, %d differences",
+	d.story.fact("change", fields(c), fmt.Sprintf("the %s owns the data: no write for %s, nobody waited longer than %s; %s rows compared under the fence, %d differences",
 		d.names(c.To), span(c.blackout), span(c.stall.Max), count(c.Proved), c.Differences))
 }
 

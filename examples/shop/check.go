@@ -17,6 +17,8 @@ type Report struct {
 	Unexpected   int64 `json:"unexpected"`   // there, and no client asked for them or was told that they failed
 	InDoubt      int64 `json:"in_doubt"`     // answer lost
 	InDoubtFound int64 `json:"in_doubt_found"`
+	// Servers counts the transactions that are there by the TCP port of the server that took them.
+	Servers map[int]int64 `json:"servers"`
 	// Unbalanced names what in the shop's books contradicts the ledger.
 	Unbalanced []string `json:"unbalanced,omitempty"`
 }
@@ -35,7 +37,7 @@ func (l *Ledger) Check(ctx context.Context, connString string) (*Report, error) 
 		return nil, fmt.Errorf("check the ledger: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
-	r := &Report{}
+	r := &Report{Servers: map[int]int64{}}
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := l.compare(ctx, tx, r); err != nil {
 			return err
@@ -52,14 +54,16 @@ func (l *Ledger) Check(ctx context.Context, connString string) (*Report, error) 
 func (l *Ledger) compare(ctx context.Context, tx pgx.Tx, r *Report) error {
 	expected := l.expected()
 	seen := make(map[key]int, len(expected))
-	rows, err := tx.Query(ctx, `SELECT client, seq, kind, ref FROM shop.ledger`)
+	rows, err := tx.Query(ctx, `SELECT client, seq, kind, ref, coalesce(server, 0) FROM shop.ledger`)
 	if err != nil {
 		return err
 	}
 	var k key
 	var kind Kind
 	var ref int64
-	_, err = pgx.ForEachRow(rows, []any{&k.client, &k.seq, &kind, &ref}, func() error {
+	var server int
+	_, err = pgx.ForEachRow(rows, []any{&k.client, &k.seq, &kind, &ref, &server}, func() error {
+		r.Servers[server]++
 		e, ok := expected[k]
 		seen[k]++
 		switch {

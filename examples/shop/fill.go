@@ -39,8 +39,8 @@ func Fill(ctx context.Context, conn *pgx.Conn, size int) (rows int64, err error)
 			{"orders", fillOrders, []any{customers}},
 			{"stock", fillStock, nil},
 			{"payments", fillPayments, nil},
-			{"events", fillEvents, []any{part(190), customers}},
-			{"audit", fillAudit, []any{part(60)}},
+			{"events", fillEvents, []any{part(230), customers}},
+			{"audit", fillAudit, []any{part(20)}},
 		} {
 			tag, err := tx.Exec(ctx, step.sql, step.args...)
 			if err != nil {

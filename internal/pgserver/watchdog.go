@@ -9,7 +9,8 @@ import (
 )
 
 // stopScript stops what still runs on the data directory $1, and removes the directory $2 unless
-// that is empty.
+// that is empty. An initdb whose parent was killed goes on for a moment and may make a file in a folder
+// that is just being emptied, so removing is tried until it works.
 const stopScript = `
 pid=$(head -n 1 "$1/postmaster.pid" 2>/dev/null)
 if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
@@ -17,7 +18,9 @@ if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
 	while kill -0 "$pid" 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
 	kill -KILL "$pid" 2>/dev/null
 fi
-[ -z "$2" ] || rm -rf "$2"
+n=0
+until [ -z "$2" ] || rm -rf "$2" 2>/dev/null || [ $n -ge 100 ]; do sleep 0.1; n=$((n + 1)); done
+[ -z "$2" ] || [ ! -e "$2" ]
 `
 
 // Watch arranges for a shell script to run, as the caller, when this process ends in whatever way or
