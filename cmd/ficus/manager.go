@@ -48,31 +48,37 @@ func newManager(ctx context.Context, store *eventstore.Store, dir string, log *s
 // generations is the bucket that counts, for each name, the migrations that are over.
 const generations = "generations"
 
-// journal returns the bucket that keeps the records of the present migration of that name. A name
-// whose migration was completed or cancelled begins anew, with a new journal; the old one stays.
-func (m *manager) journal(name string) (*eventstore.Bucket, error) {
-	bucket := m.store.Bucket(generations)
-	data, ok, err := bucket.Get(name)
+// present returns the journal of the newest migration of that name, how many there were before it,
+// and where it stands.
+func (m *manager) present(name string) (journal *eventstore.Bucket, before int, phase migrate.Phase, err error) {
+	data, ok, err := m.store.Bucket(generations).Get(name)
+	if err == nil && ok {
+		before, err = strconv.Atoi(string(data))
+	}
 	if err != nil {
-		return nil, err
+		return nil, 0, "", fmt.Errorf("read how many migrations were called %s: %w", name, err)
 	}
-	over := 0
-	if ok {
-		if over, err = strconv.Atoi(string(data)); err != nil {
-			return nil, fmt.Errorf("read how many migrations were called %s: %w", name, err)
-		}
-	}
-	at := func(n int) *eventstore.Bucket { return m.store.Bucket(fmt.Sprintf("journal/%s/%d", name, n)) }
-	phase, err := migrate.PhaseOf(at(over))
+	journal = m.store.Bucket(journalName(name, before))
+	phase, err = migrate.PhaseOf(journal)
+	return journal, before, phase, err
+}
+
+func journalName(name string, before int) string { return fmt.Sprintf("journal/%s/%d", name, before) }
+
+// journal returns the bucket for the records of a migration of that name: of the one that is under
+// way, or a new one when the last was completed or cancelled.
+func (m *manager) journal(name string) (*eventstore.Bucket, error) {
+	journal, before, phase, err := m.present(name)
 	if err != nil || !phase.Final() {
-		return at(over), err
+		return journal, err
 	}
 	// The blueprint first: without it the new migration reads the source again, with it and the old
 	// journal nothing has happened yet.
 	if err := m.store.Bucket(blueprints).Delete(name); err != nil {
 		return nil, err
 	}
-	return at(over + 1), bucket.Put(name, strconv.AppendInt(nil, int64(over+1), 10))
+	next := strconv.Itoa(before + 1)
+	return m.store.Bucket(journalName(name, before+1)), m.store.Bucket(generations).Put(name, []byte(next))
 }
 
 // add wires a migration's engine. events may be nil.

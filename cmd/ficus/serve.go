@@ -110,14 +110,22 @@ func (m *manager) recover(ctx context.Context) error {
 		if err := json.Unmarshal(data, &r); err != nil {
 			return fmt.Errorf("read how migration %s was started: %w", name, err)
 		}
+		_, _, phase, err := m.present(name)
+		if err != nil {
+			return err
+		}
+		if phase.Final() { // begun again it would be another migration
+			if err := m.store.Bucket(requests).Delete(name); err != nil {
+				return err
+			}
+			continue
+		}
 		e, err := m.begin(ctx, r)
 		if err != nil {
 			m.log.LogAttrs(ctx, slog.LevelError, "migration cannot go on", slog.String("migration", name), slog.Any("err", err))
 			continue
 		}
-		if !e.migration.Status().Phase.Final() {
-			m.drive(e)
-		}
+		m.drive(e)
 	}
 	return nil
 }
