@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -180,8 +181,30 @@ func (j *job) recall(store *eventstore.Store) (ok bool, err error) {
 	if err := json.Unmarshal(data, &b); err != nil {
 		return false, fmt.Errorf("read the blueprint of %s: %w", j.playbook.Name, err)
 	}
+	same, err := sameData(&b.Playbook, j.playbook)
+	if err != nil {
+		return false, err
+	}
+	if !same {
+		return false, hint.Wrap(fmt.Errorf("the playbook of %s says otherwise than when the migration began what is moved, or how", j.playbook.Name),
+			"go on with select, schema, tables and follow as they were; or ficus cancel %s, and begin again under another --name", j.playbook.Name)
+	}
 	j.plan = &b
 	return true, nil
+}
+
+// sameData reports whether two playbooks move the same data in the same way. All else in them may change while a
+// migration is stopped.
+func sameData(a, b *playbooks.Playbook) (bool, error) {
+	data := func(p *playbooks.Playbook) ([]byte, error) {
+		return json.Marshal([]any{p.Select, p.Schema, p.Tables, p.Follow.NoReplicaIdentity})
+	}
+	was, err := data(a)
+	if err != nil {
+		return false, err
+	}
+	is, err := data(b)
+	return bytes.Equal(was, is), err
 }
 
 // recognise refuses databases other than those that the migration began with. One that does not

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -51,17 +54,35 @@ func (a *app) findings(fs []migrate.Finding) int {
 		if f.Severity == migrate.SeverityError {
 			errors++
 		}
-		text := fmt.Sprintf("%-7s  %s: ", f.Severity, f.Check)
-		if f.Object != "" {
-			text += f.Object + ": "
-		}
-		text += f.Message
-		if f.Fix != "" {
-			text += "\n         fix: " + f.Fix
-		}
-		a.line("finding", fields(f), text)
+		a.line("finding", fields(f), findingText(f))
 	}
 	return errors
+}
+
+// findingText is a finding for people, with what mends it.
+func findingText(f migrate.Finding) string {
+	text := fmt.Sprintf("%-7s  %s: ", f.Severity, f.Check)
+	if f.Object != "" {
+		text += f.Object + ": "
+	}
+	text += f.Message
+	if f.Fix != "" {
+		text += "\n         fix: " + f.Fix
+	}
+	return text
+}
+
+// refusal is the error that findings of severity error come to, and nil without any.
+func refusal(fs []migrate.Finding) error {
+	i := slices.IndexFunc(fs, func(f migrate.Finding) bool { return f.Severity == migrate.SeverityError })
+	if i < 0 {
+		return nil
+	}
+	err := fmt.Errorf("check %s: %s", fs[i].Check, fs[i].Message)
+	if fs[i].Object != "" {
+		err = fmt.Errorf("check %s: %s: %s", fs[i].Check, fs[i].Object, fs[i].Message)
+	}
+	return hint.Wrap(err, "%s", cmp.Or(fs[i].Fix, "ficus check shows everything that it found"))
 }
 
 func verdict(errors, findings, tables int) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -84,8 +85,14 @@ func (c *console) event(e migrate.Event) {
 	switch e.Type {
 	case "progress":
 		return // the footer shows it
+	case "step":
+		if text := stepText(e); text != "" {
+			c.say("  " + text)
+		}
+	case "finding":
+		c.say("  " + findingText(decode[migrate.Finding](e.Data["finding"])))
 	case "phase":
-		c.say(bold(c.screen != nil, e.Message))
+		c.say(bold(c.screen != nil, strings.ReplaceAll(e.Message, "\n", "; ")))
 	case "error", "link":
 		c.say("! " + e.Message)
 		if st := c.status(); st.Hint != "" {
@@ -98,6 +105,36 @@ func (c *console) event(e migrate.Event) {
 		}
 		c.say(text)
 	}
+}
+
+// longStep is how long a step takes of which people are told that it is done.
+const longStep = time.Second
+
+// stepText says of a step what a person wants to know: that it took its time, or that something went
+// wrong. It is "" for nothing.
+func stepText(e migrate.Event) string {
+	f := decode[struct {
+		Step  string        `json:"step"`
+		State string        `json:"state"`
+		Took  time.Duration `json:"took_ns"`
+	}](e.Data)
+	switch {
+	case f.State == "started" || f.State == "done" && f.Took < longStep:
+		return ""
+	case f.State == "done":
+		return fmt.Sprintf("%s took %s", f.Step, span(f.Took))
+	}
+	return e.Message
+}
+
+// decode reads an event's data back; the zero T when it is no such thing.
+func decode[T any](v any) (t T) {
+	data, err := json.Marshal(v)
+	if err != nil || json.Unmarshal(data, &t) != nil {
+		var zero T
+		return zero
+	}
+	return t
 }
 
 // progress shows how far the copy of a table is.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -102,8 +101,9 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	if a.findings(findings) > 0 {
-		return errors.New("preflight found errors, see above")
+	a.findings(findings)
+	if err := refusal(findings); err != nil {
+		return err
 	}
 	dir, err := os.MkdirTemp("", "ficus-copy-")
 	if err != nil {

@@ -115,7 +115,11 @@ func (a *app) statusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				a.showStatus(s)
+				if a.json {
+					a.line("result", fields(s), "")
+				} else {
+					a.showStatus(s)
+				}
 				return nil
 			}
 			list, err := c.List(cmd.Context())
@@ -123,10 +127,14 @@ func (a *app) statusCommand() *cobra.Command {
 				return err
 			}
 			for _, s := range list {
-				a.showStatus(s)
+				if a.json {
+					a.line("status", fields(s), "")
+				} else {
+					a.showStatus(s)
+				}
 			}
-			if len(list) == 0 {
-				a.line("result", map[string]any{"migrations": 0}, "no migrations")
+			if a.json || len(list) == 0 {
+				a.line("result", map[string]any{"migrations": len(list)}, "no migrations")
 			}
 			return nil
 		},
@@ -137,11 +145,6 @@ func (a *app) statusCommand() *cobra.Command {
 
 // showStatus prints all that matters at 3 a.m. on one screen.
 func (a *app) showStatus(s migrate.Status) {
-	if a.json {
-		m := fields(s)
-		a.line("status", m, "")
-		return
-	}
 	rows := [][]string{
 		{s.Name, summary(s)},
 		{"  moves", s.Source + " -> " + s.Target},

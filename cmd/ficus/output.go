@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -12,26 +13,34 @@ import (
 	"golang.org/x/term"
 )
 
-// line prints one JSON object, or in other modes the text.
+// line prints one JSON object, or in other modes the text. A command's last line is of type "result".
 func (a *app) line(typ string, fields map[string]any, text string) {
 	if !a.json {
-		fmt.Fprintln(a.stdout, text) //nolint:errcheck // a closed standard output is no reason to stop a migration
+		a.print(text, false)
 		return
 	}
 	object := map[string]any{"type": typ}
-	for k, v := range fields {
-		object[k] = v
-	}
-	a.object(object)
+	maps.Copy(object, fields)
+	a.print(encoded(object), typ == "result")
 }
 
-// object prints v as one line of JSON.
-func (a *app) object(v any) {
+// object prints v, which is no result, as one line of JSON.
+func (a *app) object(v any) { a.print(encoded(v), false) }
+
+func encoded(v any) string {
 	data, err := json.Marshal(v)
 	if err != nil {
 		data = fmt.Appendf(nil, `{"type":"error","message":%s}`, strconv.Quote(err.Error()))
 	}
-	fmt.Fprintf(a.stdout, "%s\n", data) //nolint:errcheck // as above
+	return string(data)
+}
+
+// print writes a line; several goroutines may.
+func (a *app) print(line string, result bool) {
+	a.out.Lock()
+	defer a.out.Unlock()
+	a.out.result = result
+	fmt.Fprintln(a.stdout, line) //nolint:errcheck // a closed standard output is no reason to stop a migration
 }
 
 // fields turns a struct with JSON tags into a map, for line.

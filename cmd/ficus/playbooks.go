@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,8 @@ func (a *app) playbooksCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "playbooks",
 		Short: "List, show and validate playbooks",
-		Args:  cobra.NoArgs,
+		Args:  cobra.ArbitraryArgs,
+		RunE:  runGroup,
 	}
 	cmd.AddCommand(a.playbooksList(), a.playbooksShow(), a.playbooksValidate(), a.playbooksSchema())
 	return cmd
@@ -40,7 +43,9 @@ func (a *app) playbooksList() *cobra.Command {
 				}
 				rows = append(rows, []string{name, p.Description})
 			}
-			if !a.json {
+			if a.json {
+				a.line("result", map[string]any{"playbooks": len(rows) - 1}, "")
+			} else {
 				table(a.stdout, rows)
 			}
 			return nil
@@ -59,7 +64,7 @@ func (a *app) playbooksShow() *cobra.Command {
 			if err != nil {
 				return &statusError{exitUsage, err}
 			}
-			a.line("playbook", map[string]any{"name": args[0], "yaml": string(data)}, string(data[:len(data)-1]))
+			a.line("result", map[string]any{"name": args[0], "yaml": string(data)}, string(data[:len(data)-1]))
 			return nil
 		},
 	}
@@ -96,10 +101,14 @@ func (a *app) playbooksSchema() *cobra.Command {
 				return err
 			}
 			if output == "" {
-				_, err = a.stdout.Write(data)
+				a.line("result", map[string]any{"schema": json.RawMessage(data)}, strings.TrimSuffix(string(data), "\n"))
+				return nil
+			}
+			if err := os.WriteFile(output, data, 0o644); err != nil { //nolint:gosec // a published document
 				return err
 			}
-			return os.WriteFile(output, data, 0o644) //nolint:gosec // a published document
+			a.line("result", map[string]any{"file": output}, "written to "+output)
+			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write (default: standard output)")

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -51,6 +54,14 @@ type app struct {
 	apiURL   string
 	config   string
 	logLevel string
+
+	// facts are what the result line of a failed command carries besides its error.
+	facts map[string]any
+
+	out struct {
+		sync.Mutex      // several goroutines print
+		result     bool // the last JSON line was the result
+	}
 }
 
 // execute runs one command line and returns the exit status.
@@ -58,10 +69,18 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
+	// A command line may have been refused before --json was read.
+	a.json = a.json || slices.Contains(args, "--json")
+	return a.refuse(cmd, err)
+}
+
+// refuse says on standard error what went wrong and what to do about it, in two lines. With --json the
+// same is the result, so that whoever reads standard output alone is told as well.
+func (a *app) refuse(cmd *cobra.Command, err error) int {
 	var se *statusError
 	status := exitFailed
 	if errors.As(err, &se) {
@@ -70,11 +89,27 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 			return status
 		}
 	}
-	fmt.Fprintf(stderr, "ficus: %v\n", err) //nolint:errcheck // there is nowhere else to tell
-	if h := hint.Of(err); h != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", h) //nolint:errcheck // as above
+	message, advice := oneLine(err), hint.Of(err)
+	switch {
+	case advice != "":
+	case status == exitUsage:
+		advice = "see: " + cmd.CommandPath() + " --help"
+	default:
+		advice = "more is in the log: --log-level debug"
+	}
+	fmt.Fprintf(a.stderr, "ficus: %s\nhint: %s\n", message, advice) //nolint:errcheck // there is nowhere else to tell
+	if a.json {
+		result := map[string]any{"error": message, "hint": advice, "status": status}
+		maps.Copy(result, a.facts)
+		a.line("result", result, "")
 	}
 	return status
+}
+
+// oneLine is an error's text without the line breaks of errors that were joined.
+func oneLine(err error) string {
+	lines := slices.DeleteFunc(strings.Split(err.Error(), "\n"), func(l string) bool { return strings.TrimSpace(l) == "" })
+	return strings.Join(lines, "; ")
 }
 
 func (a *app) root() *cobra.Command {
@@ -92,6 +127,8 @@ Every flag is also an environment variable (FICUS_DATA_DIR for --data-dir) and a
 given with --config (data-dir: ...). A flag wins over the environment, the environment over the file.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          runGroup,
 	}
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
@@ -102,9 +139,7 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 	f.StringVar(&a.apiURL, "api", "http://127.0.0.1:7070", "API that the driving commands talk to")
 	f.StringVar(&a.config, "config", "", "YAML file with values for flags")
 	f.StringVar(&a.logLevel, "log-level", "warn", "what goes to standard error: debug, info, warn or error")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError(cmd, err)
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.fillFlags(cmd) }
 	root.AddCommand(
 		a.demoCommand(), a.checkCommand(), a.planCommand(), a.runCommand(), a.serveCommand(),
@@ -114,6 +149,32 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 	root.AddCommand(a.verbCommands()...)
 	wrapArgs(root)
 	return root
+}
+
+// runGroup is what a command does that only holds others: it shows them, and refuses words that it
+// does not know.
+func runGroup(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	var known []string
+	for _, c := range cmd.Commands() {
+		if !c.Hidden {
+			known = append(known, c.Name())
+		}
+	}
+	return usageError(cmd, hint.Suggest(fmt.Errorf("unknown command %q for %s", args[0], cmd.CommandPath()), args[0], known))
+}
+
+// flagError suggests the flag that was meant.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && len(unknown.GetSpecifiedName()) > 1 {
+		if best := hint.Nearest(unknown.GetSpecifiedName(), flagNames(cmd)); best != "" {
+			err = hint.Wrap(err, "did you mean --%s? see: %s --help", best, cmd.CommandPath())
+		}
+	}
+	return usageError(cmd, err)
 }
 
 // wrapArgs makes every complaint about arguments a usage error.
@@ -144,10 +205,10 @@ func (a *app) fillFlags(cmd *cobra.Command) error {
 	if a.config != "" {
 		data, err := os.ReadFile(a.config)
 		if err != nil {
-			return &statusError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
+			return &statusError{exitUsage, hint.Wrap(fmt.Errorf("read the configuration: %w", err), "--config (or FICUS_CONFIG) names a YAML file with values for flags")}
 		}
 		if err := yaml.Unmarshal(data, &file); err != nil {
-			return &statusError{exitUsage, fmt.Errorf("read the configuration %s: %w", a.config, err)}
+			return &statusError{exitUsage, hint.Wrap(fmt.Errorf("read the configuration %s: %w", a.config, err), "it holds one line per flag, such as data-dir: /var/lib/ficus")}
 		}
 	}
 	for key := range file {

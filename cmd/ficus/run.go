@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -90,19 +91,47 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 	}
 	g.Go(func() error {
 		defer cancel() // the API ends with the migration
+		if server != nil {
+			select { // nothing is changed in a database before it is certain that people can watch
+			case <-server.Listening():
+			case <-gctx.Done():
+				return context.Cause(gctx)
+			}
+		}
 		return e.Run(gctx, func(err error) {
 			screen.event(migrate.Event{Type: "error", Phase: migrate.Failed, Message: err.Error() + "; clients go on, and the migration waits for: ficus resume " + j.playbook.Name})
 		})
 	})
 	g.Go(func() error {
 		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err == nil {
-			a.result(screen, e.migration.Status())
+			a.result(screen, e.settled(stop))
 		}
 		return nil // what went wrong is Run's to say
 	})
 	err = g.Wait()
 	screen.close()
-	return a.ended(ctx, e.migration.Status(), j, err)
+	return a.ended(ctx, screen, e.migration.Status(), j, err)
+}
+
+// settled returns the status once it can say whether a rollback is safe: right after a promotion the
+// reverse link has not been measured yet.
+func (e *engine) settled(ctx context.Context) migrate.Status {
+	const patience, every = 5 * time.Second, 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		s := e.migration.Status()
+		if s.Owner != migrate.Target || s.Rollback.Safe || s.Error != "" || s.Paused || e.reverse == nil {
+			return s
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return s
+		}
+	}
 }
 
 // announce says where the doors are once they are open.
@@ -135,8 +164,21 @@ func (a *app) announce(ctx context.Context, screen *console, e *engine, server *
 
 // result prints the line that scripts wait for.
 func (a *app) result(screen *console, s migrate.Status) {
-	r := map[string]any{"name": s.Name, "phase": s.Phase, "owner": s.Owner, "epoch": s.Epoch, "rollback_safe": s.Rollback.Safe}
-	text := []string{fmt.Sprintf("%s: %s, the %s owns the data", s.Name, s.Phase, s.Owner)}
+	r, text := outcome(s)
+	if a.json {
+		a.line("result", r, "")
+		return
+	}
+	for _, t := range text {
+		screen.say(t)
+	}
+}
+
+// outcome is what there is to say of a migration that has come to where it was wanted, for scripts
+// and for people.
+func outcome(s migrate.Status) (r map[string]any, text []string) {
+	r = map[string]any{"name": s.Name, "phase": s.Phase, "owner": s.Owner, "epoch": s.Epoch, "rollback_safe": s.Rollback.Safe}
+	text = []string{fmt.Sprintf("%s: %s, the %s owns the data", s.Name, s.Phase, s.Owner)}
 	if c := s.Copied; c != nil {
 		r["rows_copied"], r["bytes_copied"], r["copy_seconds"] = c.Rows, c.Bytes, c.Elapsed.Seconds()
 		text = append(text, fmt.Sprintf("  copied    %s rows, %s, in %s", count(c.Rows), size(c.Bytes), span(c.Elapsed)))
@@ -161,29 +203,42 @@ func (a *app) result(screen *console, s migrate.Status) {
 			text = append(text, "  rollback  not safe, because "+strings.Join(s.Rollback.Because, "; "))
 		}
 	}
-	if a.json {
-		a.line("result", r, "")
-		return
-	}
-	for _, t := range text {
-		screen.say(t)
-	}
+	return r, text
 }
 
-// ended turns how a run ended into an exit status.
-func (a *app) ended(ctx context.Context, s migrate.Status, j *job, err error) error {
-	switch {
-	case s.Phase.Final() && err == nil:
+// ended turns how a run ended into an exit status. With --json the last line is a result.
+func (a *app) ended(ctx context.Context, screen *console, s migrate.Status, j *job, err error) error {
+	waiting := waitsForApproval(s)
+	a.facts, _ = outcome(s)
+	if waiting {
+		a.facts["waiting_for"] = migrate.GateApproval
+	}
+	resting := slices.Contains([]migrate.Phase{migrate.Promoted, migrate.RolledBack, migrate.Phase(j.playbook.Until)}, s.Phase)
+	switch interrupted := ctx.Err() != nil && errors.Is(err, context.Cause(ctx)); {
+	case err == nil, interrupted && resting: // stopped by a signal where it may rest
+		if a.json && !a.out.result {
+			a.line("result", a.facts, "")
+		} else if !a.json && s.Phase.Final() {
+			a.result(screen, s)
+		}
 		return nil
-	case err != nil && !(ctx.Err() != nil && errors.Is(err, context.Cause(ctx))):
+	case !interrupted && s.Phase == migrate.Failed:
+		return hint.Wrap(err, "mend the cause and run the same command again: it goes on where it was; to give up: ficus cleanup --source ... --target ...")
+	case !interrupted:
 		return err
-	case s.WaitingFor == migrate.GateApproval:
+	case waiting:
 		return &statusError{exitWaiting, hint.Wrap(fmt.Errorf("%s: stopped while waiting for an approval", s.Name),
 			"run the same command again, then: ficus approve %s", s.Name)}
-	case slices.Contains([]migrate.Phase{migrate.Promoted, migrate.RolledBack, migrate.Phase(j.playbook.Until)}, s.Phase):
-		return nil // stopped by a signal where it may rest
 	}
-	return hint.Wrap(fmt.Errorf("%s: stopped in phase %s", s.Name, s.Phase), "run the same command again: it goes on where it was; or ficus cancel %s to give up", s.Name)
+	return hint.Wrap(fmt.Errorf("%s: stopped in phase %s", s.Name, s.Phase),
+		"run the same command again: it goes on where it was; to give up, run it again and then: ficus cancel %s", s.Name)
+}
+
+// waitsForApproval reports whether a migration that runs or was stopped needs a person to go on.
+func waitsForApproval(s migrate.Status) bool {
+	return s.Phase == migrate.ReadsSwitched && slices.ContainsFunc(s.Gates, func(g migrate.GateState) bool {
+		return g.Name == migrate.GateApproval && !g.Open
+	})
 }
 
 // ignoreEnd drops an error that only says that ctx ended.

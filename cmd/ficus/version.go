@@ -19,7 +19,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := versionText()
-			a.line("version", map[string]any{"version": v, "go": runtime.Version()}, fmt.Sprintf("ficus %s (%s %s/%s)", v, runtime.Version(), runtime.GOOS, runtime.GOARCH))
+			a.line("result", map[string]any{"version": v, "go": runtime.Version()}, fmt.Sprintf("ficus %s (%s %s/%s)", v, runtime.Version(), runtime.GOOS, runtime.GOARCH))
 			return nil
 		},
 	}

@@ -61,13 +61,8 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 		if err := j.recognise(ctx); err != nil {
 			return nil, err
 		}
-	} else {
-		if err := j.read(ctx); err != nil {
-			return nil, err
-		}
-		if err := j.keep(cfg.Store); err != nil {
-			return nil, err
-		}
+	} else if err := j.read(ctx); err != nil { // kept once the check has passed: until then all may be mended
+		return nil, err
 	}
 
 	e := &engine{job: j, sides: map[migrate.Side]*fence.Database{}}
@@ -217,7 +212,8 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 		Source: e.sides[migrate.Source], Target: e.sides[migrate.Target],
 		Forward: linkAdapter{e.forward}, Lossy: j.plan.Lossy,
 		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log}, Verifier: e.verifier,
-		Preflight: j.check, Journal: cfg.Journal, Settings: j.settings(cfg.Yes),
+		Preflight: func(ctx context.Context) ([]migrate.Finding, error) { return e.preflight(ctx, cfg.Store) },
+		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes),
 		Retryable: pg.Retryable, Events: cfg.Events, Log: cfg.Log,
 	}
 	if e.reverse != nil {
@@ -229,6 +225,16 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 	var err error
 	e.migration, err = migrate.New(c)
 	return err
+}
+
+// preflight checks, and keeps the blueprint when nothing stands against the migration: what it moves
+// is settled from then on.
+func (e *engine) preflight(ctx context.Context, store *eventstore.Store) ([]migrate.Finding, error) {
+	findings, err := e.job.check(ctx)
+	if err != nil || refusal(findings) != nil {
+		return findings, err
+	}
+	return findings, e.job.keep(store)
 }
 
 // settings turns the playbook's choices into the workflow's.

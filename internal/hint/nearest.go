@@ -11,14 +11,25 @@ func Suggest(err error, word string, known []string) error {
 	if len(known) == 0 {
 		return err
 	}
-	best := slices.MinFunc(known, func(a, b string) int { return distance(word, a) - distance(word, b) })
-	if distance(word, best) <= max(2, len(word)/3) {
+	if best := Nearest(word, known); best != "" {
 		return Wrap(err, "did you mean %q?", best)
 	}
 	if len(known) <= 20 {
 		return Wrap(err, "known here: %s", strings.Join(known, ", "))
 	}
 	return err
+}
+
+// Nearest returns the known word that a mistyped one was probably meant to be, or "".
+func Nearest(word string, known []string) string {
+	if len(known) == 0 {
+		return ""
+	}
+	best := slices.MinFunc(known, func(a, b string) int { return distance(word, a) - distance(word, b) })
+	if distance(word, best) > max(2, len(word)/3) {
+		return ""
+	}
+	return best
 }
 
 // distance counts the single-letter edits between two words, ignoring case (Levenshtein).

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ficus-migrate/ficus/internal/pgtest"
+)
+
+// asProgram makes the test binary be the program, so that tests run what users run.
+const asProgram = "FICUS_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	pgtest.Main(m)
+}
+
+// A process is a running ficus whose JSON lines are collected.
+type process struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	done   chan struct{}
+	err    error
+
+	mu    sync.Mutex
+	lines []map[string]any
+	more  chan struct{}
+}
+
+// program returns a command that runs ficus.
+func program(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
+// ficus starts the program with --json and its own data directory.
+func ficus(t *testing.T, dir string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: program(t, append(args, "--json", "--data-dir", dir, "--log-level", "info")...), done: make(chan struct{}), more: make(chan struct{})}
+	p.cmd.Stderr = &p.stderr
+	stdout, err := p.cmd.StdoutPipe()
+	must(t, err)
+	must(t, p.cmd.Start())
+	go p.collect(stdout)
+	t.Cleanup(func() {
+		p.stop(os.Interrupt)
+		if t.Failed() {
+			t.Logf("ficus %s:\n%s\nstderr:\n%s", strings.Join(args, " "), p.text(), tail(p.stderr.String(), 6000))
+		}
+	})
+	return p
+}
+
+func (p *process) collect(r io.Reader) {
+	scanner := bufio.NewScanner(r)
+	scanner.Buffer(nil, 1<<20)
+	for scanner.Scan() {
+		line := map[string]any{}
+		if err := json.Unmarshal(scanner.Bytes(), &line); err != nil {
+			line = map[string]any{"type": "not-json", "text": scanner.Text()}
+		}
+		p.mu.Lock()
+		p.lines = append(p.lines, line)
+		close(p.more)
+		p.more = make(chan struct{})
+		p.mu.Unlock()
+	}
+	p.err = p.cmd.Wait()
+	close(p.done)
+}
+
+// line waits for the first line from number `from` on that has the type and all the given values.
+func (p *process) line(typ string, want map[string]any) map[string]any {
+	p.t.Helper()
+	deadline := time.After(2 * time.Minute)
+	seen := 0
+	for {
+		p.mu.Lock()
+		for ; seen < len(p.lines); seen++ {
+			l := p.lines[seen]
+			match := l["type"] == typ
+			for k, v := range want {
+				match = match && fmt.Sprint(l[k]) == fmt.Sprint(v)
+			}
+			if match {
+				p.mu.Unlock()
+				return l
+			}
+		}
+		more := p.more
+		p.mu.Unlock()
+		select {
+		case <-more:
+		case <-p.done:
+			p.mu.Lock()
+			drained := seen == len(p.lines)
+			p.mu.Unlock()
+			if drained {
+				p.t.Fatalf("ended (%v) before a line %s %v", p.err, typ, want)
+			}
+		case <-deadline:
+			p.t.Fatalf("no line %s %v", typ, want)
+		}
+	}
+}
+
+func (p *process) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var b strings.Builder
+	for _, l := range p.lines {
+		if l["type"] != "progress" {
+			data, _ := json.Marshal(l)
+			b.Write(data)
+			b.WriteByte('\n')
+		}
+	}
+	return tail(b.String(), 12000)
+}
+
+// stop signals the process and returns its exit status.
+func (p *process) stop(sig os.Signal) int {
+	select {
+	case <-p.done:
+	default:
+		_ = p.cmd.Process.Signal(sig)
+		select {
+		case <-p.done:
+		case <-time.After(30 * time.Second):
+			_ = p.cmd.Process.Kill()
+			<-p.done
+		}
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// wait waits for the process to end by itself and returns its exit status.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(2 * time.Minute):
+		p.t.Fatal("does not end")
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// once runs ficus to its end and returns its last line and exit status.
+func once(t *testing.T, dir string, args ...string) (map[string]any, int) {
+	t.Helper()
+	p := ficus(t, dir, args...)
+	status := p.wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.lines) == 0 {
+		return map[string]any{"stderr": p.stderr.String()}, status
+	}
+	return p.lines[len(p.lines)-1], status
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// freeAddrs returns loopback addresses of two neighbouring free ports and one more.
+func freeAddrs(t *testing.T) (gateway, api string) {
+	t.Helper()
+	for range 50 {
+		a, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		port := a.Addr().(*net.TCPAddr).Port
+		b, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
+		if err != nil {
+			must(t, a.Close())
+			continue
+		}
+		c, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		defer func() { must(t, a.Close()); must(t, b.Close()); must(t, c.Close()) }()
+		return a.Addr().String(), c.Addr().String()
+	}
+	t.Fatal("no two neighbouring free ports")
+	return "", ""
+}
+
+// pgbench runs pgbench through the gateway until stopped; the result is its output.
+func pgbench(t *testing.T, addr, database string, args ...string) (stop func() string) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(addr)
+	must(t, err)
+	cmd := exec.Command("pgbench", append([]string{"-n", "-h", host, "-p", port, "-U", "postgres", "-T", "600", "-P", "1"}, append(args, database)...)...)
+	cmd.Env = append(os.Environ(), "PGOPTIONS=", "PGSSLMODE=prefer")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	must(t, cmd.Start())
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	stopped := false
+	stop = func() string {
+		if !stopped {
+			stopped = true
+			select {
+			case err := <-done:
+				t.Errorf("pgbench ended by itself: %v\n%s", err, tail(out.String(), 3000))
+			default:
+				_ = cmd.Process.Signal(os.Interrupt)
+				<-done
+			}
+		}
+		return out.String()
+	}
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
