@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,11 +26,11 @@ var demoPlaybook []byte
 
 // demoFlags are the flags of ficus demo.
 type demoFlags struct {
-	rows, writers, readers, rate   int
-	seconds                        int // how long to stay on each side
-	sourceVersion, targetVersion   int // majors; 0: the oldest, the newest
-	keep                           bool
-	listen, gatewayListen, workDir string
+	rows, writers, readers, rate int
+	seconds                      int // how long to stay on each side
+	sourceVersion, targetVersion int // majors; 0: the oldest, the newest
+	keep                         bool
+	listen, gatewayListen        string
 }
 
 func (f *demoFlags) register(cmd *cobra.Command) {
@@ -44,7 +45,6 @@ func (f *demoFlags) register(cmd *cobra.Command) {
 	fs.BoolVar(&f.keep, "keep", false, "leave everything running at the end, to play with, until Ctrl-C")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:0", "address of API and dashboard; port 0 takes a free one")
 	fs.StringVar(&f.gatewayListen, "gateway-listen", "127.0.0.1:0", "address of the gateway's read-write door; port 0 takes a free one")
-	fs.StringVar(&f.workDir, "work-dir", "", "where the clusters and Ficus' state lie, in directories that are removed at the end (default: the system's temporary directory)")
 }
 
 // validate refuses what cannot work before anything is started.
@@ -129,11 +129,12 @@ func (a *app) demo(ctx context.Context, f demoFlags) (err error) {
 	case ctx.Err() == nil:
 		return err
 	}
+	if d.held {
+		d.story.say("everything was stopped and removed")
+		return ignoreEnd(ctx, err)
+	}
 	// Whatever went wrong after the interrupt did so because of it.
 	d.story.say("interrupted: everything was stopped and removed")
-	if d.held {
-		return nil // it had proved what it is there to prove
-	}
 	return &statusError{status: exitFailed}
 }
 
@@ -231,6 +232,10 @@ func (d *demo) script(ctx, beside context.Context, g *errgroup.Group) error {
 	sendHome = d.work(ctx, beside, g)
 	d.invite()
 	<-ctx.Done()
+	sendHome()
+	if err := d.farewell(context.WithoutCancel(ctx), report); err != nil {
+		return err
+	}
 	return context.Cause(ctx)
 }
 
@@ -343,10 +348,10 @@ func (d *demo) invite() {
 	api := d.server.URL()
 	for _, line := range []struct{ what, how string }{
 		{"the dashboard", api},
-		{"the shop, through the gateway", "psql " + gatewayURL(d.engine.gateway.Addr())},
-		{"reads only", "psql " + gatewayURL(d.engine.gateway.ReadAddr())},
-		{"the old cluster", "psql " + d.ground.source.URL(demoDatabase)},
-		{"the new cluster", "psql " + d.ground.target.URL(demoDatabase)},
+		{"the shop, through the gateway", psql(gatewayURL(d.engine.gateway.Addr()))},
+		{"reads only", psql(gatewayURL(d.engine.gateway.ReadAddr()))},
+		{"the old cluster", psql(d.ground.source.URL(demoDatabase))},
+		{"the new cluster", psql(d.ground.target.URL(demoDatabase))},
 		{"go back, under load", "ficus rollback demo --wait --api " + api},
 		{"go there again", "ficus promote demo --wait --api " + api},
 		{"prove both equal", "ficus verify demo --api " + api},
@@ -354,6 +359,35 @@ func (d *demo) invite() {
 	} {
 		d.story.fact("invitation", map[string]any{"what": line.what, "how": line.how}, fmt.Sprintf("%-30s %s", line.what, line.how))
 	}
+}
+
+// psql is the command to type; the shell would take the parameters' question mark for a pattern.
+func psql(url string) string {
+	url, _, _ = strings.Cut(url, "?")
+	return "psql " + url
+}
+
+// farewellTimeout bounds how long the last check keeps a person who pressed Ctrl-C.
+const farewellTimeout = 10 * time.Second
+
+// farewell looks for what was acknowledged since the report, whatever was done to the migration meanwhile.
+func (d *demo) farewell(ctx context.Context, before *demoReport) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, farewellTimeout, errors.New("took too long"))
+	defer cancel()
+	owner := d.ground.source
+	if d.engine.migration.Status().Owner == migrate.Target {
+		owner = d.ground.target
+	}
+	r, err := d.ledger.Check(ctx, owner.URL(demoDatabase))
+	if err != nil {
+		return err
+	}
+	d.story.say(fmt.Sprintf("since the report: %s more transactions acknowledged; of all %s, %s are found",
+		count(r.Acknowledged-before.Transactions.Acknowledged), count(r.Acknowledged), count(r.Found)))
+	if !r.OK() {
+		return &statusError{exitFailed, fmt.Errorf("the ledger and the database differ: %+v", *r)}
+	}
+	return nil
 }
 
 // verdict is nil when everything holds that the demo is there to show.

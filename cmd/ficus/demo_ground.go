@@ -48,7 +48,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	}
 
 	g := d.ground
-	if g.dir, err = os.MkdirTemp(d.flags.workDir, "ficus-demo-"); err != nil {
+	if g.dir, err = os.MkdirTemp("", "ficus-demo-"); err != nil {
 		return fmt.Errorf("make a directory for the demo: %w", err)
 	}
 	if g.remove, err = pgserver.Watch(ctx, `rm -rf "$1"`, g.dir); err != nil {

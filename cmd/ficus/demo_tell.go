@@ -66,8 +66,8 @@ func (d *demo) changed() {
 		return
 	}
 	c := changes[len(changes)-1]
-	d.story.fact("change", fields(c), fmt.Sprintf("the %s owns the data: no write for %s, nobody waited longer than %s; %s rows compared under the fence, %d differences",
-		d.names(c.To), span(c.blackout), span(c.stall.Max), count(c.Proved), c.Differences))
+	d.story.fact("change", fields(c), fmt.Sprintf("the %s owns the data: no write for %s, the slowest transaction took %s; %s rows compared under the fence, %d differences",
+		d.names(c.To), span(c.blackout), span(c.felt.Max), count(c.Proved), c.Differences))
 }
 
 // names returns a side as the demo's viewer knows it.
