@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -33,24 +34,17 @@ type Snapshot struct {
 // error carries a hint.
 // Source: PostgreSQL manual, "Streaming Replication Protocol", CREATE_REPLICATION_SLOT.
 func CreateSlot(ctx context.Context, conn *pgconn.PgConn, name string, temporary bool) (Snapshot, error) {
-	kind := ""
-	if temporary {
-		kind = " TEMPORARY"
-	}
-	sql := "CREATE_REPLICATION_SLOT " + schema.QuoteIdent(name) + kind + " LOGICAL pgoutput EXPORT_SNAPSHOT"
-	results, err := conn.Exec(ctx, sql).ReadAll()
+	slot, err := pglogrepl.CreateReplicationSlot(ctx, conn, schema.QuoteIdent(name), "pgoutput", pglogrepl.CreateReplicationSlotOptions{
+		Temporary: temporary, SnapshotAction: "EXPORT_SNAPSHOT", Mode: pglogrepl.LogicalReplication,
+	})
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("create slot %q: %w", name, slotHint(err, name))
 	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) < 3 {
-		return Snapshot{}, fmt.Errorf("create slot %q: unexpected answer from the server", name)
-	}
-	row := results[0].Rows[0] // slot_name, consistent_point, snapshot_name, output_plugin
-	lsn, err := change.ParseLSN(string(row[1]))
+	lsn, err := change.ParseLSN(slot.ConsistentPoint)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("create slot %q: %w", name, err)
 	}
-	return Snapshot{Name: string(row[2]), LSN: lsn}, nil
+	return Snapshot{Name: slot.SnapshotName, LSN: lsn}, nil
 }
 
 func slotHint(err error, name string) error {
