@@ -1,0 +1,12 @@
+package web
+
+import (
+	"embed"
+	"io/fs"
+)
+
+//go:embed index.html style.css app.js icon.svg
+var files embed.FS //nolint:gochecknoglobals // embedded files, never written
+
+// FS returns the dashboard's files: index.html and what it asks for, all in the root.
+func FS() fs.FS { return files }
