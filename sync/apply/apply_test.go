@@ -202,18 +202,30 @@ func TestScenarios(t *testing.T) {
 			if ddl == "" {
 				ddl = sc.ddl
 			}
-			one, all := newTarget(t, ddl), newTarget(t, ddl)
-			step := o.start(t, one, limit(1))
+			target := newTarget(t, ddl)
+			step := o.start(t, target, limit(1))
 			for _, sql := range sc.txns {
 				o.tx(t, sql)
 				step.wait(t, o.pull(t))
-				o.equal(t, one)
+				o.equal(t, target)
 				if t.Failed() {
 					t.Fatalf("after %s", sql)
 				}
 			}
-			o.start(t, all).wait(t, o.pull(t)) // all at once
-			o.equal(t, all)
+			_ = step.stop()
+
+			// Once more from the start, all at once.
+			for i := range o.mappings {
+				target.Exec(t, "TRUNCATE "+o.mappings[i].Target.String()+" CASCADE")
+			}
+			target.Exec(t, "DELETE FROM ficus.progress")
+			o.log.merge()
+			all := o.start(t, target)
+			all.wait(t, o.log.Head())
+			o.equal(t, target)
+			if s := all.Stats(); s.Batches != 1 {
+				t.Errorf("got %+v, want one batch", s)
+			}
 		})
 	}
 }

@@ -51,6 +51,15 @@ func (l *memLog) add(c eventstore.Chunk, pins ...pin) {
 	l.wake = make(chan struct{})
 }
 
+// merge makes one chunk of all, so that they are collected before anything is written.
+func (l *memLog) merge() {
+	var all eventstore.Chunk
+	for _, c := range l.chunks {
+		all.End, all.Data = c.End, append(all.Data, c.Data...)
+	}
+	l.chunks = []eventstore.Chunk{all}
+}
+
 func (l *memLog) Head() change.LSN {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
-var histories = flag.Int("histories", 3, "how many random histories to run")
+var histories = flag.Int("histories", 2, "how many random histories to run")
 
 const historyDDL = `
 CREATE TABLE keyed (id int PRIMARY KEY, u int UNIQUE, big text, n int, s text);
