@@ -53,8 +53,11 @@ func (f *demoFlags) validate() error {
 		flag         string
 		value, least int
 	}{
-		{"--rows", f.rows, 1000}, {"--writers", f.writers, 1}, {"--readers", f.readers, 1},
-		{"--rate", f.rate, 1}, {"--seconds", f.seconds, 0},
+		{"--rows", f.rows, 1000},
+		{"--writers", f.writers, 1},
+		{"--readers", f.readers, 1},
+		{"--rate", f.rate, 1},
+		{"--seconds", f.seconds, 0},
 	} {
 		if n.value < n.least {
 			return fmt.Errorf("%s %d: want %d or more", n.flag, n.value, n.least)
@@ -141,7 +144,7 @@ func (a *app) demo(ctx context.Context, f demoFlags) (err error) {
 // run makes the ground, and runs the script on it. Nothing is left when it returns.
 func (d *demo) run(ctx context.Context) (err error) {
 	d.ground = &demoGround{}
-	defer func() { d.left = d.ground.close() }()
+	defer func() { d.left = d.ground.close(context.WithoutCancel(ctx)) }()
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -305,21 +308,22 @@ func (d *demo) travel(ctx context.Context) error {
 	return d.follow(ctx, migrate.Verifying, migrate.ReadsSwitched, migrate.Promoting, migrate.Promoted)
 }
 
-// ask gives the migration a command. A moment after a change of owner it may have to wait until the
-// new link runs.
+// ask gives the migration a command.
 func (d *demo) ask(ctx context.Context, v migrate.Verb) error {
 	return d.engine.migration.Do(ctx, migrate.Command{Verb: v, Actor: "the demo"})
 }
 
 // follow says what each phase does, when it begins, and what came of the one before.
 func (d *demo) follow(ctx context.Context, phases ...migrate.Phase) error {
-	for i, p := range phases {
+	var before migrate.Phase
+	for _, p := range phases {
 		if err := d.engine.migration.Reached(ctx, p); err != nil {
 			return err
 		}
-		if i > 0 {
-			d.cameOf(phases[i-1])
+		if before != "" {
+			d.cameOf(before)
 		}
+		before = p
 		if does := d.does(p); does != "" {
 			d.story.step("%s", does)
 		}

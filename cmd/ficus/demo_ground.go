@@ -150,11 +150,11 @@ func execAll(ctx context.Context, s *pgserver.Server, database string, statement
 
 // close stops the clusters and removes all that the demo made. Their data is of no use any more, so
 // they need not shut down in an orderly way.
-func (g *demoGround) close() error {
+func (g *demoGround) close(ctx context.Context) error {
 	var errs []error
 	for _, s := range []*pgserver.Server{g.source, g.target} {
 		if s != nil {
-			errs = append(errs, s.Kill(), s.Stop(context.Background()))
+			errs = append(errs, s.Kill(), s.Stop(ctx))
 		}
 	}
 	if g.remove != nil {

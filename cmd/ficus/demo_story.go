@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -149,9 +150,7 @@ func (s *story) say(text string) {
 func (s *story) fact(typ string, fields map[string]any, text string) {
 	if s.app.json {
 		object := map[string]any{"type": typ}
-		for k, v := range fields {
-			object[k] = v
-		}
+		maps.Copy(object, fields)
 		s.object(object)
 		return
 	}

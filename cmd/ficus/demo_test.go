@@ -106,8 +106,10 @@ func TestDemoInterrupted(t *testing.T) {
 			interrupt()
 		}
 	}), json: true}
-	d := &demo{app: a, flags: demoFlags{rows: 5000, writers: 2, readers: 1, rate: 50, listen: "127.0.0.1:0", gatewayListen: "127.0.0.1:0"},
-		log: slog.New(slog.DiscardHandler), ledger: &shop.Ledger{}, began: time.Now()}
+	d := &demo{
+		app: a, flags: demoFlags{rows: 5000, writers: 2, readers: 1, rate: 50, listen: "127.0.0.1:0", gatewayListen: "127.0.0.1:0"},
+		log: slog.New(slog.DiscardHandler), ledger: &shop.Ledger{}, began: time.Now(),
+	}
 	d.story = newStory(a, d.live)
 	defer d.story.close()
 	err := d.run(ctx)
