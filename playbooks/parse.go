@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -131,9 +132,9 @@ func paramValues(file string, root *ast.MappingNode, given map[string]string) (m
 		return nil, decodeError(file, err)
 	}
 	values := make(map[string]string, len(head.Params))
-	names := make([]string, 0, len(head.Params))
-	for name, p := range head.Params {
-		names = append(names, name)
+	names := slices.Sorted(maps.Keys(head.Params))
+	for _, name := range names {
+		p := head.Params[name]
 		v, ok := given[name]
 		switch {
 		case ok:
@@ -148,12 +149,11 @@ func paramValues(file string, root *ast.MappingNode, given map[string]string) (m
 			return nil, hint.Wrap(&Error{File: file, Msg: fmt.Sprintf("parameter %q is missing", name)}, advice, name)
 		}
 	}
-	for name := range given {
+	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if _, ok := values[name]; ok || isOverride(name) {
 			continue
 		}
 		err := &Error{File: file, Msg: fmt.Sprintf("unknown parameter %q", name)}
-		slices.Sort(names)
 		return nil, hint.Suggest(err, name, names)
 	}
 	return values, nil
@@ -227,7 +227,7 @@ func (p *Playbook) validate(file string) error {
 	case p.Promote.Headroom < 0:
 		return bad("promote.sequence_headroom is negative")
 	}
-	for name := range p.Tables {
+	for _, name := range slices.Sorted(maps.Keys(p.Tables)) {
 		if strings.Count(name, ".") != 1 {
 			return hint.Wrap(bad("tables: %q is not schema.table", name), "write public.%s", name)
 		}

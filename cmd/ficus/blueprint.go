@@ -67,6 +67,11 @@ func newJob(p *playbooks.Playbook, recipe string) (*job, error) {
 	if j.target, err = pg.Parse(p.Target); err != nil {
 		return nil, &statusError{exitUsage, fmt.Errorf("target: %w", err)}
 	}
+	if p.Router.Type == "gateway" {
+		if _, err := nextPort(p.Router.Listen); err != nil {
+			return nil, &statusError{exitUsage, hint.Wrap(err, "give --gateway-listen as host:port, for example 127.0.0.1:7432")}
+		}
+	}
 	return j, nil
 }
 

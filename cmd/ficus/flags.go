@@ -38,6 +38,7 @@ func (f *playbookFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.gatewayListen, "gateway-listen", "", "address of the gateway's read-write door (default 127.0.0.1:7432; the read-only door is the next port)")
 	fs.StringVar(&f.users, "users", "", "file with the users that the gateway lets in")
 	fs.IntVar(&f.workers, "workers", 0, "tables or chunks copied at a time (default: the number of cores)")
+	_ = cmd.RegisterFlagCompletionFunc("until", cobra.FixedCompletions(stopPhases(), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	cmd.ValidArgsFunction = cobra.FixedCompletions(playbooks.Recipes(), cobra.ShellCompDirectiveNoFileComp)
 }
 
@@ -84,7 +85,7 @@ func (f *playbookFlags) load(cmd *cobra.Command, args []string) (*job, error) {
 	}
 	if f.until != "" {
 		if !slices.Contains(stopPhases(), f.until) {
-			return nil, &statusError{exitUsage, hint.Suggest(fmt.Errorf("--until %q", f.until), f.until, stopPhases())}
+			return nil, &statusError{exitUsage, hint.Suggest(fmt.Errorf("--until %q is no phase to stop at", f.until), f.until, stopPhases())}
 		}
 		p.Until = f.until
 	}

@@ -236,4 +236,3 @@ func pgbench(t *testing.T, addr, database string, args ...string) (stop func() s
 	t.Cleanup(func() { stop() })
 	return stop
 }
-

@@ -147,6 +147,10 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 		a.playbooksCommand(), a.cleanupCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.verbCommands()...)
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Args, c.RunE = cobra.ArbitraryArgs, runGroup
+	}
 	wrapArgs(root)
 	return root
 }
@@ -257,7 +261,7 @@ func flagNames(cmd *cobra.Command) []string {
 func (a *app) log() (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(a.logLevel)); err != nil {
-		return nil, &statusError{exitUsage, hint.Wrap(fmt.Errorf("--log-level %q", a.logLevel), "choose debug, info, warn or error")}
+		return nil, &statusError{exitUsage, hint.Wrap(fmt.Errorf("--log-level %q is no level", a.logLevel), "choose debug, info, warn or error")}
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if a.json {
