@@ -280,6 +280,14 @@ func endSteps() []step {
 			run:  (*Migration).leadToTarget,
 		},
 		{
+			Step: Step{
+				Phase: Completed, Name: "drain-reverse",
+				Does:  "lets the old owner have every write up to now, within the drain's budget; without the reverse link it is left where it stands",
+				Known: nothing,
+			},
+			run: (*Migration).drainReverse,
+		},
+		{
 			Step: Step{Phase: Completed, Name: "drop-reverse", Does: "stops and drops the reverse link", Known: repeat},
 			run:  (*Migration).dropReverse,
 		},

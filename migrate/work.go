@@ -237,6 +237,33 @@ func (m *Migration) followAgain(ctx context.Context, _ *attempt) error {
 	return m.await(ctx, string(Promote), func(s *state) bool { return s.goOn })
 }
 
+// drainReverse leaves the old owner at a known place: it holds everything that was committed when
+// the migration was completed. It is a courtesy, so its failure is told and stops nothing.
+func (m *Migration) drainReverse(ctx context.Context, _ *attempt) error {
+	m.mu.Lock()
+	running := m.mu.live.link != nil && m.mu.live.linkFrom == Target && m.mu.live.linkErr == nil
+	m.mu.Unlock()
+	if !running {
+		m.note(Event{Type: eventLink, Message: "the reverse link does not run: the old database stays where it stopped"}, fact{})
+		return nil
+	}
+	budget := m.cfg.Settings.Budgets.Drain
+	drain, cancel := context.WithTimeoutCause(ctx, budget, &budgetError{step: "drain-reverse", budget: budget})
+	defer cancel()
+	a := &attempt{from: Target, link: m.cfg.Reverse}
+	err := m.signal(drain, a)
+	if err == nil {
+		err = m.drain(drain, a)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		m.note(Event{Type: eventLink, Message: "the old database misses the last changes: " + err.Error()}, fact{})
+	}
+	return nil
+}
+
 // dropReverse and the following end a migration.
 func (m *Migration) dropReverse(ctx context.Context, _ *attempt) error {
 	m.stopLink()

@@ -121,7 +121,7 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	if err := l.Finish(ctx, func(what string, done, total int) {
+	if err := l.build(ctx, func(what string, done, total int) {
 		if !a.json && screen.screen == nil {
 			return
 		}

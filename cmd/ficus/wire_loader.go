@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/migrate"
@@ -136,8 +138,29 @@ func tableProgress(t snapshot.Table) migrate.TableProgress {
 	return migrate.TableProgress{Table: t.Name.Display(), Rows: t.Rows, Bytes: t.Bytes, TotalRows: t.TotalRows, Done: t.Done, Format: t.Format}
 }
 
-// Finish implements [migrate.Loader].
+// Finish implements [migrate.Loader]. Changes go on being received meanwhile, so that the source
+// need not keep its WAL however long the indexes take.
 func (l *loader) Finish(ctx context.Context, step func(what string, done, total int)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	receiving, stop := context.WithCancelCause(ctx)
+	g.Go(func() error {
+		if err := l.link.Receive(receiving); !errors.Is(err, errBuilt) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer stop(errBuilt)
+		return l.build(ctx, step)
+	})
+	return g.Wait()
+}
+
+// errBuilt is the cause with which Finish stops receiving.
+var errBuilt = errors.New("the target's tables are built")
+
+// build makes keys, indexes, constraints, triggers, foreign keys and statistics.
+func (l *loader) build(ctx context.Context, step func(what string, done, total int)) error {
 	if l.job.playbook.CopiesSchema() {
 		if err := l.open(ctx); err != nil {
 			return err

@@ -49,25 +49,51 @@ func (d *Database) Arm(ctx context.Context) error {
 	return nil
 }
 
-// CloseGate implements [migrate.Database]. When it returns nil the closed gate is on disk.
+// CloseGate implements [migrate.Database]. When it returns nil the closed gate is on disk, and no
+// OpenGate that was called before has an effect any more.
 func (d *Database) CloseGate(ctx context.Context) error {
-	return d.wrap("close the gate", d.setGate(ctx, gateClosed))
+	return d.wrap("close the gate", d.moveGate(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `SELECT setval('ficus.gate', last_value + 1 + last_value % 2) FROM ficus.gate`)
+		return err
+	}))
 }
 
 // OpenGate implements [migrate.Database].
 func (d *Database) OpenGate(ctx context.Context) error {
-	return d.wrap("open the gate", d.setGate(ctx, gateOpen))
+	var seen int64
+	if err := d.pool.QueryRow(ctx, `SELECT last_value FROM ficus.gate`).Scan(&seen); err != nil {
+		return d.wrap("open the gate", err)
+	}
+	return d.wrap("open the gate", d.moveGate(ctx, func(tx pgx.Tx) error {
+		var owner migrate.Side
+		if err := tx.QueryRow(ctx, `SELECT owner FROM ficus.ownership FOR SHARE`).Scan(&owner); err != nil {
+			return err
+		}
+		if owner != d.cfg.Self {
+			return fmt.Errorf("%w: the %s does", ErrNotOwner, owner)
+		}
+		if seen%2 == 0 {
+			return nil
+		}
+		tag, err := tx.Exec(ctx, `SELECT setval('ficus.gate', $1 + 1) FROM ficus.gate WHERE last_value = $1`, seen)
+		if err == nil && tag.RowsAffected() == 0 {
+			return ErrGateMoved
+		}
+		return err
+	}))
 }
 
-func (d *Database) setGate(ctx context.Context, value int) error {
-	// setval takes effect at once and is flushed with its transaction's commit, which the explicit
-	// setting makes synchronous whatever the role's default is.
+// moveGate runs change alone among those that move the gate. setval takes effect at once and is
+// flushed with its transaction's commit, which is synchronous here whatever the role's default is.
+func (d *Database) moveGate(ctx context.Context, change func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `SELECT setval('ficus.gate', $1)`, value)
-		return err
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('ficus.gate'))`); err != nil {
+			return err
+		}
+		return change(tx)
 	})
 }
 

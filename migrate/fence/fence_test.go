@@ -262,6 +262,47 @@ func TestOwnMovesOnlyUpwards(t *testing.T) {
 	}
 }
 
+func TestGateOpensForTheOwnerOnly(t *testing.T) {
+	t.Parallel()
+	d, _, _ := installed(t)
+	ctx := t.Context()
+	must(t, d.CloseGate(ctx))
+	must(t, d.CloseGate(ctx))
+	must(t, d.OpenGate(ctx))
+	must(t, d.OpenGate(ctx))
+	must(t, d.CloseGate(ctx))
+	must(t, d.Own(ctx, 2, migrate.Target))
+	if err := d.OpenGate(ctx); !errors.Is(err, ErrNotOwner) {
+		t.Errorf("the target owns: %v", err)
+	}
+	if o, err := d.Ownership(ctx); err != nil || o.GateOpen {
+		t.Errorf("gate %+v, %v", o, err)
+	}
+}
+
+// TestLateOpenGate: a request to open the gate that reaches the server after the gate was closed
+// once more does nothing.
+func TestLateOpenGate(t *testing.T) {
+	t.Parallel()
+	d, db, _ := installed(t)
+	ctx := t.Context()
+	must(t, d.CloseGate(ctx))
+	holder := db.Conn(t) // keeps the late request between its two statements
+	must(t, exec(ctx, holder, `BEGIN`, `SELECT pg_advisory_xact_lock(hashtext('ficus.gate'))`))
+	late := make(chan error, 1)
+	go func() { late <- d.OpenGate(ctx) }()
+	pgtest.Eventually(t, "the late request to wait", func() bool {
+		return db.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1
+	})
+	must(t, exec(ctx, holder, `SELECT setval('ficus.gate', last_value + 2) FROM ficus.gate`, `COMMIT`)) // a CloseGate that overtook it
+	if err := <-late; !errors.Is(err, ErrGateMoved) {
+		t.Errorf("late request: %v", err)
+	}
+	if o, err := d.Ownership(ctx); err != nil || o.GateOpen {
+		t.Errorf("gate %+v, %v", o, err)
+	}
+}
+
 // TestOwnRace: of two attempts at one epoch for different owners exactly one wins.
 func TestOwnRace(t *testing.T) {
 	t.Parallel()

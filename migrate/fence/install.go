@@ -4,7 +4,9 @@ package fence
 //
 //	ficus.ownership  one row: migration, self, epoch, owner. Written by Install and Own.
 //	                 In the publication: its update tells a link where an epoch begins.
-//	ficus.gate       sequence; last_value 0 open, 1 closed. Read by every fenced statement.
+//	ficus.gate       sequence; last_value even: open, odd: closed. Read by every fenced statement.
+//	                 It only ever rises, so a request to open it that comes late finds another value
+//	                 than it was made for.
 //	ficus.signal     one row at most: the last nonce. In the publication.
 //	ficus.fence()    the trigger function; trigger ficus_fence on every moved table.
 //	ficus.progress   one row per incoming link; belongs to sync/apply.
@@ -24,15 +26,17 @@ import (
 	"github.com/ficus-migrate/ficus/schema"
 )
 
-const (
-	trigger    = "ficus_fence"
-	gateOpen   = 0
-	gateClosed = 1
-)
+const trigger = "ficus_fence"
 
 // ErrStaleEpoch says that the ownership row already stands at this epoch for the other owner, or
 // at a later one: somebody else decided first.
 var ErrStaleEpoch = errors.New("epoch was decided already")
+
+// ErrNotOwner refuses to open the gate of a database that does not own the data.
+var ErrNotOwner = errors.New("database does not own the data")
+
+// ErrGateMoved says that the gate was closed again while a request to open it was on its way.
+var ErrGateMoved = errors.New("gate was moved meanwhile")
 
 // Config holds what a Database needs. Fields without a stated default are required.
 type Config struct {
@@ -79,9 +83,9 @@ func (d *Database) Install(ctx context.Context, migration string, owner migrate.
 		if _, err := tx.Exec(ctx, installSQL); err != nil {
 			return err
 		}
-		gate := gateOpen
+		gate := 0 // open
 		if owner != d.cfg.Self {
-			gate = gateClosed
+			gate = 1
 		}
 		tag, err := tx.Exec(ctx, `INSERT INTO ficus.ownership (migration, self, epoch, owner) VALUES ($1, $2, 1, $3) ON CONFLICT DO NOTHING`,
 			migration, d.cfg.Self, owner)
@@ -115,7 +119,7 @@ CREATE TABLE IF NOT EXISTS ficus.ownership (
 	owner      text NOT NULL,
 	changed_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE SEQUENCE IF NOT EXISTS ficus.gate MINVALUE 0 MAXVALUE 1 START 0;
+CREATE SEQUENCE IF NOT EXISTS ficus.gate MINVALUE 0 START 0;
 CREATE TABLE IF NOT EXISTS ficus.signal (
 	nonce text PRIMARY KEY,
 	at    timestamptz NOT NULL DEFAULT now()
@@ -124,7 +128,7 @@ CREATE OR REPLACE FUNCTION ficus.fence() RETURNS trigger LANGUAGE plpgsql AS $fe
 DECLARE
 	o record;
 BEGIN
-	IF (SELECT last_value FROM ficus.gate) OPERATOR(pg_catalog.<>) 0 THEN
+	IF (SELECT last_value OPERATOR(pg_catalog.%) 2 FROM ficus.gate) OPERATOR(pg_catalog.<>) 0 THEN
 		SELECT migration, self, owner, epoch INTO o FROM ficus.ownership;
 		RAISE EXCEPTION USING
 			ERRCODE = 'read_only_sql_transaction',

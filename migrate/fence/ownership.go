@@ -16,7 +16,7 @@ import (
 func (d *Database) Ownership(ctx context.Context) (migrate.Ownership, error) {
 	var o migrate.Ownership
 	err := d.pool.QueryRow(ctx, `
-		SELECT migration, epoch, owner, (SELECT last_value FROM ficus.gate) = $1 FROM ficus.ownership`, gateOpen).
+		SELECT migration, epoch, owner, (SELECT last_value % 2 FROM ficus.gate) = 0 FROM ficus.ownership`).
 		Scan(&o.Migration, &o.Epoch, &o.Owner, &o.GateOpen)
 	if code := pg.Code(err); code == pg.CodeUndefinedTable || errors.Is(err, pgx.ErrNoRows) {
 		return migrate.Ownership{}, nil

@@ -160,6 +160,19 @@ func (l *Link) Run(ctx context.Context) error {
 	return nil
 }
 
+// Receive stores what the origin sends and applies nothing, until ctx is done: while the
+// destination is being built, so that the origin need not keep its WAL.
+func (l *Link) Receive(ctx context.Context) error {
+	p, err := l.attached()
+	if err != nil {
+		return err
+	}
+	if err := p.reader.Run(ctx); err != nil {
+		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
+	return nil
+}
+
 // trim forgets stored transactions that the destination holds.
 func (l *Link) trim(ctx context.Context, p *parts) error {
 	tick := time.NewTicker(trimEvery)
