@@ -35,7 +35,7 @@ type demoGround struct {
 
 // prepare finds PostgreSQL, starts two clusters and fills the shop in the older one.
 func (d *demo) prepare(ctx context.Context) error {
-	found, err := pgserver.Find()
+	found, err := pgserver.Find() //nolint:contextcheck // looking for binaries takes no context
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (g *demoGround) fill(ctx context.Context, rows int) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 	if g.rows, err = shop.Fill(ctx, conn, rows); err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func execAll(ctx context.Context, s *pgserver.Server, database string, statement
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 	for _, sql := range statements {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("%s: %w", sql, err)

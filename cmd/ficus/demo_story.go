@@ -78,7 +78,7 @@ func (s *story) draw() {
 		s.mu.Lock()
 		s.eraseLocked()
 		if text != "" {
-			fmt.Fprintf(s.app.stdout, "\x1b[2m%s\x1b[0m", fit(text)) //nolint:errcheck // as in line
+			fmt.Fprintf(s.app.stdout, "\x1b[2m%s\x1b[0m", fit(text))
 			s.mu.lives = true
 		}
 		s.mu.Unlock()
@@ -87,7 +87,7 @@ func (s *story) draw() {
 
 func (s *story) eraseLocked() {
 	if s.mu.lives {
-		fmt.Fprint(s.app.stdout, "\r\x1b[K") //nolint:errcheck // as in line
+		fmt.Fprint(s.app.stdout, "\r\x1b[K")
 		s.mu.lives = false
 	}
 }
@@ -116,7 +116,7 @@ func (s *story) print(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.eraseLocked()
-	fmt.Fprintln(s.app.stdout, text) //nolint:errcheck // as in line
+	fmt.Fprintln(s.app.stdout, text)
 }
 
 // title begins a part.

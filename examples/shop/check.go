@@ -36,7 +36,7 @@ func (l *Ledger) Check(ctx context.Context, connString string) (*Report, error) 
 	if err != nil {
 		return nil, fmt.Errorf("check the ledger: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 	r := &Report{Servers: map[int]int64{}}
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := l.compare(ctx, tx, r); err != nil {

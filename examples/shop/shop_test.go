@@ -104,7 +104,7 @@ func TestLoadIsFoundAsItWasAcknowledged(t *testing.T) {
 }
 
 // Every way in which a database can differ from what was acknowledged must show.
-func TestCheckCatches(t *testing.T) {
+func TestCheckCatches(t *testing.T) { //nolint:tparallel // the cases share a database
 	t.Parallel()
 	db := newShop(t)
 	ledger := &shop.Ledger{}
@@ -132,7 +132,7 @@ func TestCheckCatches(t *testing.T) {
 		"item lost":      {`DELETE FROM shop.order_items WHERE (order_id, line) = (` + order + `, 1)`, shop.Report{Found: n}, false},
 	} {
 		// One after the other: each is undone by a copy of the tables it changes.
-		t.Run(name, func(t *testing.T) { //nolint:tparallel // they share a database
+		t.Run(name, func(t *testing.T) {
 			db.Exec(t, `CREATE SCHEMA kept; CREATE TABLE kept.ledger AS SELECT * FROM shop.ledger; CREATE TABLE kept.stock AS SELECT * FROM shop.stock;
 				CREATE TABLE kept.orders AS SELECT * FROM shop.orders; CREATE TABLE kept.order_items AS SELECT * FROM shop.order_items;
 				CREATE TABLE kept.payments AS SELECT * FROM shop.payments; CREATE TABLE kept.audit AS SELECT * FROM shop.audit`)
