@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -129,9 +130,20 @@ func TestThereAndBackAndThere(t *testing.T) {
 		if !s.Rollback.Safe {
 			t.Errorf("rollback not safe after the promotion: %v", s.Rollback.Because)
 		}
+		w.mu.Lock()
+		for range 50 { // more than the link carries by the way
+			w.write(w.db[Target], &fakeTx{passed: true, id: w.nextval(w.db[Target])})
+		}
+		committed := maps.Clone(w.db[Target].rows)
+		w.mu.Unlock()
 		b.must(t, Complete)
 		if err := <-b.done; err != nil {
 			t.Errorf("run: %v", err)
+		}
+		for id := range committed {
+			if !w.db[Source].rows[id] {
+				t.Errorf("row %d was committed before the end, and the old database does not have it", id)
+			}
 		}
 
 		var owners []Side
