@@ -7,6 +7,7 @@
 // ---- words and numbers
 
 const way = ["preparing", "copying", "catching-up", "following", "verifying", "reads-switched", "promoting", "promoted", "completed"];
+const early = ["pending", "preparing", "copying", "catching-up"];
 const final = (phase) => phase === "completed" || phase === "cancelled";
 
 const grouped = new Intl.NumberFormat("en-US");
@@ -89,7 +90,7 @@ function tick() {
   }
 }
 
-const table = (heads, rows, label) => h("div.scroll", {}, h("table", { "aria-label": label },
+const table = (heads, rows, label) => h("div.scroll", {}, h(`table.${label.split(" ")[0].toLowerCase()}`, { "aria-label": label },
   h("thead", {}, h("tr", {}, heads.map(([text, cls]) => h(`th${cls ? "." + cls : ""}`, { scope: "col" }, text)))),
   h("tbody", {}, rows)));
 
@@ -117,7 +118,7 @@ function verdicts(s) {
     pause: first(s.paused && "it is paused already", busy && `a change of owner is never paused half-way`, failed && "it stands still: it failed"),
     resume: first(!s.paused && !failed && !s.error && s.waiting_for !== "resume" && "it is neither paused nor failed"),
     promote: first(late && s.phase !== "failed" && "the target owns the data already", busy && "it is promoting", failed && "it failed: resume it first",
-      s.paused && "it is paused: resume it first", waits && "it waits for an approval: approve it"),
+      s.paused && "it is paused: resume it first", waits && "it waits for an approval: approve it", early.includes(s.phase) && "the target does not follow yet"),
     rollback: first(s.phase === "rolling-back" && "it is rolling back", s.phase !== "promoted" && "the source owns the data", s.paused && "it is paused: resume it first",
       !s.rollback.safe && `not safe, because ${(s.rollback.because || []).join("; ")}`),
     complete: first(!(s.phase === "promoted" || failed && s.owner === "target") && "the target does not own the data"),
@@ -134,7 +135,7 @@ function wanted(s) {
 }
 
 const verbs = {
-  approve: { label: "Approve" },
+  approve: { label: "Approve…" },
   pause: { label: "Pause" },
   resume: { label: "Resume" },
   promote: { label: "Promote…" },
@@ -164,8 +165,8 @@ function showHead(s) {
   $("phase").className = `phase ${kind}`;
   $("phase").replaceChildren(
     h("strong", {}, icon(kind), s.phase),
-    h("span", {}, s.paused ? "paused · " : "", !s.running && !final(s.phase) ? "not driven now · " : "", known(s.phase_since) ? age(s.phase_since) : ""),
-    s.step && !final(s.phase) ? h("span", {}, s.waiting_for ? `waits for ${s.waiting_for}` : s.step) : "");
+    h("span", {}, s.paused ? "paused · " : "", !s.running && !final(s.phase) ? "not driven now · " : "",
+      final(s.phase) ? "" : s.waiting_for ? `waits for ${s.waiting_for} · ` : s.step ? `${s.step} · ` : "", known(s.phase_since) ? age(s.phase_since) : ""));
 }
 
 function alert(kind, title, ...rest) {
@@ -233,11 +234,16 @@ function showLag(s) {
     open.length > 1 ? spark(open) : "");
 }
 
-// rate is how fast a figure of the samples grew over the last seconds.
-function rate(samples, field, unit) {
+// perSecond is how fast a figure of the samples grew over the last ten seconds, or null.
+function perSecond(samples, field) {
   const to = samples.at(-1), from = samples.find((x) => to && to.at - x.at <= 10e3);
-  if (!from || to.at - from.at < 2e3 || to[field] < from[field]) return "";
-  return ` · ${count(Math.round((to[field] - from[field]) / (to.at - from.at) * 1000))}${unit}`;
+  if (!from || to.at - from.at < 2e3 || to[field] < from[field]) return null;
+  return (to[field] - from[field]) / (to.at - from.at) * 1000;
+}
+
+function rate(samples, field, unit) {
+  const n = perSecond(samples, field);
+  return n === null ? "" : ` · ${count(Math.round(n))}${unit}`;
 }
 
 function spark(samples) {
@@ -253,7 +259,7 @@ function showGates(s) {
   const gates = s.gates || [];
   if (!gates.length) return $("gates").replaceChildren(h("p.soft", {}, "None measured yet. A gate is measured when the migration comes to it."));
   $("gates").replaceChildren(table([["Gate"], ["State"], ["Measured"], ["Wanted"], ["Since", "num"]], gates.map((g) => h("tr", {},
-    h("td", {}, h("b", {}, g.name), h("div.soft", {}, `before ${g.phase}`)),
+    h("td.nowrap", {}, h("b", {}, g.name), h("div.soft", {}, `before ${g.phase}`)),
     h("td.nowrap", {}, g.open ? state("ok", "open") : g.manual ? state("wait", "for a person") : state("wait", "closed")),
     h("td", {}, g.by ? `by ${g.by}` : g.measured), h("td", {}, g.wanted), h("td.num.soft", {}, known(g.since) ? age(g.since) : ""))), "Gates"));
 }
@@ -269,7 +275,9 @@ function showCopy(s) {
       h("span.soft", {}, `${size(s.copied.bytes)} in ${nanos(s.copied.elapsed_ns)}${seconds > 0 ? ` · ${size(Math.round(s.copied.bytes / seconds))}/s` : ""}`))));
   } else if (tables.length) {
     const total = tables.reduce((n, t) => n + Math.max(t.total_rows, t.rows), 0), unknown = tables.some((t) => t.total_rows < 0);
-    parts.push(h("div", {}, h("div.line", {}, h("b", {}, `${plural(rows, "row")}${unknown ? "" : ` of about ${count(total)}`}`), h("span.soft", {}, `${size(bytes)}${rate(current.samples, "copied", " rows/s")}`)),
+    const speed = perSecond(current.samples, "copied");
+    const left = !unknown && speed > 0 && total > rows ? ` · about ${span(Math.ceil((total - rows) / speed) * 1000)} left` : "";
+    parts.push(h("div", {}, h("div.line", {}, h("b", {}, `${plural(rows, "row")}${unknown ? "" : ` of about ${count(total)}`}`), h("span.soft", {}, `${size(bytes)}${rate(current.samples, "copied", " rows/s")}${left}`)),
       bar(rows, unknown ? -1 : total, tables.every((t) => t.done))));
   }
   if (s.build) parts.push(h("div", {}, h("div.line", {}, h("b", {}, "Keys, indexes, constraints"), h("span.soft", {}, `${s.build.done} of ${s.build.total}`)),
@@ -281,8 +289,8 @@ function showCopy(s) {
 
 function listTables(s, tables) {
   const sorted = [...tables].sort((a, b) => Math.max(b.total_rows, b.rows) - Math.max(a.total_rows, a.rows) || (a.table < b.table ? -1 : 1));
-  const list = table([["Table"], ["Rows", "num"], ["Size", "num"], ["Format", "wide"], ["Copied"]], sorted.slice(0, shownTables).map((t) => h("tr", {},
-    h("td.mono", {}, t.table), h("td.num", {}, count(t.rows)), h("td.num.nowrap", {}, size(t.bytes)), h("td.wide.soft", {}, t.format),
+  const list = table([["Table"], ["Rows", "num"], ["Size", "num.wide"], ["Format", "wide"], ["Copied"]], sorted.slice(0, shownTables).map((t) => h("tr", {},
+    h("td.mono", {}, t.table), h("td.num", {}, count(t.rows)), h("td.num.wide", {}, size(t.bytes)), h("td.wide.soft", {}, t.format),
     h("td", {}, bar(t.rows, t.total_rows, t.done)))), "Tables");
   const more = sorted.length > shownTables ? h("p.soft", {}, `and ${plural(sorted.length - shownTables, "smaller table")}`) : "";
   if (!s.copied) return h("div", {}, list, more);
