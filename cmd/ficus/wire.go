@@ -69,7 +69,7 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 	if err := e.wireDatabases(ctx); err != nil {
 		return nil, err
 	}
-	if err := e.wireLinks(cfg); err != nil {
+	if err := e.wireLinks(ctx, cfg); err != nil {
 		e.Close()
 		return nil, err
 	}
@@ -102,14 +102,14 @@ func (e *engine) wireDatabases(ctx context.Context) error {
 	return nil
 }
 
-func (e *engine) wireLinks(cfg engineConfig) error {
+func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	plan := e.job.plan
 	ack := source.AckStored
 	if e.job.playbook.Follow.Ack == "applied" {
 		ack = source.AckApplied
 	}
 	var err error
-	e.forward, err = link.New(link.Config{
+	e.forward, err = link.New(ctx, link.Config{
 		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Mappings,
 		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly,
 		Store: cfg.Store, Ack: ack, Touch: true, Log: cfg.Log.With(slog.String("link", "forward")),
@@ -117,7 +117,7 @@ func (e *engine) wireLinks(cfg engineConfig) error {
 	if err != nil || len(plan.Lossy) > 0 {
 		return err
 	}
-	e.reverse, err = link.New(link.Config{
+	e.reverse, err = link.New(ctx, link.Config{
 		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Reverse,
 		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly,
 		Store: cfg.Store, Ack: ack, Touch: true, Log: cfg.Log.With(slog.String("link", "reverse")),
@@ -313,6 +313,11 @@ var errOver = errors.New("migration is over")
 func (e *engine) Close() {
 	if e.verifier != nil {
 		e.verifier.Close()
+	}
+	for _, l := range []*link.Link{e.forward, e.reverse} {
+		if l != nil {
+			l.Close()
+		}
 	}
 	for _, db := range e.sides {
 		db.Close()

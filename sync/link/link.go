@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ficus-migrate/ficus/change"
@@ -58,11 +59,12 @@ type Config struct {
 // A Link is one origin feeding one destination.
 type Link struct {
 	cfg    Config
-	stream *eventstore.Stream
+	origin *pgxpool.Pool // one session, for Lag
 
 	mu struct {
 		sync.Mutex
-		parts *parts // nil until prepared
+		stream *eventstore.Stream
+		parts  *parts // nil until prepared
 	}
 }
 
@@ -79,25 +81,37 @@ type record struct {
 	AfterEpoch int64      `json:"after_epoch"` // ignore everything before this epoch shows
 }
 
-// New returns a Link that touches no database yet.
-func New(cfg Config) (*Link, error) {
+// New returns a Link that touches no database yet. Close it when done.
+func New(ctx context.Context, cfg Config) (*Link, error) {
 	cfg.LockTimeout = cmp.Or(cfg.LockTimeout, 200*time.Millisecond)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	stream, err := cfg.Store.Stream(cfg.Name)
 	if err != nil {
 		return nil, fmt.Errorf("link %s: %w", cfg.Name, err)
 	}
-	l := &Link{cfg: cfg, stream: stream}
 	value, ok, err := cfg.Store.Bucket(bucket).Get(cfg.Name)
-	if err != nil || !ok {
-		return l, err
-	}
-	var r record
-	if err := json.Unmarshal(value, &r); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("link %s: read its record: %w", cfg.Name, err)
 	}
-	return l, l.attach(r)
+	l := &Link{cfg: cfg}
+	l.mu.stream = stream
+	if ok {
+		var r record
+		if err := json.Unmarshal(value, &r); err != nil {
+			return nil, fmt.Errorf("link %s: read its record: %w", cfg.Name, err)
+		}
+		if err := l.attach(r); err != nil {
+			return nil, err
+		}
+	}
+	if l.origin, err = cfg.From.Pool(ctx, "lag", 1); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
+
+// Close ends the session that Lag measures over.
+func (l *Link) Close() { l.origin.Close() }
 
 // attach builds the engines for a prepared link.
 func (l *Link) attach(r record) error {
@@ -119,7 +133,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 	}
 	var err error
 	p.reader, err = source.New(source.Config{
-		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.stream, Start: r.Start,
+		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.Stream(), Start: r.Start,
 		Ack: l.cfg.Ack, Log: l.cfg.Log,
 		Applied: func() change.LSN { return p.applier.Applied() },
 	})
@@ -127,7 +141,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 		return nil, err
 	}
 	p.applier, err = apply.New(apply.Config{
-		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.stream, Start: r.Start,
+		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.Stream(), Start: r.Start,
 		AfterEpoch: r.AfterEpoch, Touch: l.cfg.Touch, Log: l.cfg.Log,
 		Received: func() change.LSN { return p.reader.Status().Received },
 	})
@@ -182,7 +196,7 @@ func (l *Link) trim(ctx context.Context, p *parts) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			if err := l.stream.Trim(p.applier.Applied()); err != nil {
+			if err := l.Stream().Trim(p.applier.Applied()); err != nil {
 				return fmt.Errorf("trim the event store: %w", err)
 			}
 		}
@@ -198,17 +212,18 @@ type Lag struct {
 	Retained int64         // WAL that the slot keeps on the origin, in bytes
 }
 
-// Lag measures now, over a connection of its own.
+// Lag measures now, over a session of its own.
 func (l *Link) Lag(ctx context.Context) (Lag, error) {
 	p, err := l.attached()
 	if err != nil {
 		return Lag{}, err
 	}
-	conn, err := l.cfg.From.Connect(ctx, "lag")
+	session, err := l.origin.Acquire(ctx)
 	if err != nil {
-		return Lag{}, err
+		return Lag{}, fmt.Errorf("link %s: %w", l.cfg.Name, l.cfg.From.Redact(err))
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer session.Release()
+	conn := session.Conn()
 	var text string
 	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
 		return Lag{}, fmt.Errorf("link %s: read the origin's position: %w", l.cfg.Name, err)
@@ -225,7 +240,7 @@ func (l *Link) Lag(ctx context.Context) (Lag, error) {
 	stats := p.applier.Stats()
 	lag := Lag{Applied: p.applier.Applied(), Rows: stats.Rows, Retained: slot.RetainedBytes}
 	at := lag.Applied
-	if at >= l.stream.Head() { // nothing stored is waiting: what was received is as good as applied
+	if at >= l.Stream().Head() { // nothing stored is waiting: what was received is as good as applied
 		at = max(at, p.reader.Status().Received)
 	} else if !stats.LastCommit.IsZero() {
 		lag.Time = time.Since(stats.LastCommit)
@@ -273,7 +288,11 @@ func (l *Link) Applied() change.LSN {
 }
 
 // Stream returns the link's stored stream, for those who look into it.
-func (l *Link) Stream() *eventstore.Stream { return l.stream }
+func (l *Link) Stream() *eventstore.Stream {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.stream
+}
 
 // remember makes the link prepared, durably.
 func (l *Link) remember(r record) error {

@@ -19,7 +19,7 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) { pgtest.Main(m, pgtest.CheckLeaks()) }
 
 const tables = `
 CREATE TABLE public.account (id int PRIMARY KEY, balance int NOT NULL, note text);
@@ -64,11 +64,12 @@ func (p *pair) open(t *testing.T, dir string) {
 
 func (p *pair) link(t *testing.T, ack source.AckPolicy) *Link {
 	t.Helper()
-	l, err := New(Config{
+	l, err := New(t.Context(), Config{
 		Name: "ficus_" + p.from.Name + "_forward", From: p.from.DSN, To: p.to.DSN, Mappings: p.mappings, Store: p.store,
 		Full: []schema.Name{{Schema: "public", Name: "entry"}}, Ack: ack, Touch: true,
 	})
 	must(t, err)
+	t.Cleanup(l.Close)
 	// A link that a failing test leaves prepared would keep its database from being dropped.
 	t.Cleanup(func() { must(t, l.Drop(context.WithoutCancel(t.Context()))) })
 	return l
@@ -197,8 +198,9 @@ func TestRestart(t *testing.T) {
 				}
 				stop()
 				p.write(t, 10*i+2)
-				again, err := New(l.cfg)
+				again, err := New(t.Context(), l.cfg)
 				must(t, err)
+				t.Cleanup(again.Close)
 				l = again
 			}
 			stop := run(t, l)

@@ -178,8 +178,14 @@ func (l *Link) Drop(ctx context.Context) error {
 	if err := l.cfg.Store.DropStream(l.cfg.Name); err != nil {
 		return fmt.Errorf("link %s: drop the stored events: %w", l.cfg.Name, err)
 	}
-	l.stream, err = l.cfg.Store.Stream(l.cfg.Name)
-	return err
+	stream, err := l.cfg.Store.Stream(l.cfg.Name)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.stream = stream
+	return nil
 }
 
 // reexport imports a snapshot into a transaction of conn, which from then on holds it, and exports
