@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ficus-migrate/ficus/api"
+	"github.com/ficus-migrate/ficus/web"
 )
 
 // serverFlags say where and for whom the API is.
@@ -31,7 +32,7 @@ func (f *serverFlags) register(cmd *cobra.Command) {
 func (a *app) newServer(s api.Service, f serverFlags, log *slog.Logger) (*api.Server, error) {
 	return api.New(api.Config{
 		Service: s, Listen: f.listen, Tokens: f.tokens, TLSCert: f.tlsCert, TLSKey: f.tlsKey,
-		Version: versionText(), Log: log.With(slog.String("part", "api")),
+		Web: web.FS(), Version: versionText(), Log: log.With(slog.String("part", "api")),
 	})
 }
 
