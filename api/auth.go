@@ -52,7 +52,7 @@ func readTokens(path string) (grants, error) {
 		return nil, fmt.Errorf("read API tokens: %w", err)
 	}
 	defer f.Close()
-	found, clear, err := parseTokens(f)
+	found, plain, err := parseTokens(f)
 	if err != nil {
 		return nil, fmt.Errorf("read API tokens: %s: %w", path, err)
 	}
@@ -60,7 +60,7 @@ func readTokens(path string) (grants, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read API tokens: %w", err)
 	}
-	if clear && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
+	if plain && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
 		return nil, hint.Wrap(fmt.Errorf("read API tokens: everybody on this machine can read %s", path),
 			"chmod 600 %s, or keep only sums in it: sha256:$(printf %%s TOKEN | sha256sum)", path)
 	}
@@ -68,7 +68,7 @@ func readTokens(path string) (grants, error) {
 }
 
 // parseTokens also reports whether a token stands in the clear.
-func parseTokens(r io.Reader) (found grants, clear bool, err error) {
+func parseTokens(r io.Reader) (found grants, plain bool, err error) {
 	found = grants{}
 	names := map[string]bool{}
 	lines := bufio.NewScanner(r)
@@ -81,7 +81,7 @@ func parseTokens(r io.Reader) (found grants, clear bool, err error) {
 		if len(fields) != 3 {
 			return nil, false, hint.Wrap(fmt.Errorf("line %d has %d words", n, len(fields)), "each line is: token role[,role] name")
 		}
-		sum, plain, err := tokenSum(fields[0])
+		sum, bare, err := tokenSum(fields[0])
 		if err != nil {
 			return nil, false, fmt.Errorf("line %d: %w", n, err)
 		}
@@ -95,7 +95,7 @@ func parseTokens(r io.Reader) (found grants, clear bool, err error) {
 		if names[g.name] || found[sum] != nil {
 			return nil, false, fmt.Errorf("line %d: the token or the name %q was there before", n, g.name)
 		}
-		names[g.name], found[sum], clear = true, g, clear || plain
+		names[g.name], found[sum], plain = true, g, plain || bare
 	}
 	if err := lines.Err(); err != nil {
 		return nil, false, err
@@ -103,11 +103,11 @@ func parseTokens(r io.Reader) (found grants, clear bool, err error) {
 	if len(found) == 0 {
 		return nil, false, hint.Wrap(fmt.Errorf("no token in it"), "a line is: token role[,role] name; openssl rand -hex 24 makes a token")
 	}
-	return found, clear, nil
+	return found, plain, nil
 }
 
 // tokenSum never puts the token in its error.
-func tokenSum(word string) (sum [sha256.Size]byte, clear bool, err error) {
+func tokenSum(word string) (sum [sha256.Size]byte, plain bool, err error) {
 	digits, hashed := strings.CutPrefix(word, hashPrefix)
 	if !hashed {
 		if len(word) < shortest {

@@ -37,8 +37,9 @@ func TestRoles(t *testing.T) {
 	t.Parallel()
 	_, h := serve(t, Config{Service: newFake(), Tokens: tokensFile(t)})
 	acts := map[string]func(*Client) error{
-		"look":  func(c *Client) error { _, err := c.List(t.Context()); return err },
-		"drive": func(c *Client) error { return c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Pause}) },
+		"look":   func(c *Client) error { _, err := c.List(t.Context()); return err },
+		"drive":  func(c *Client) error { return c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Pause}) },
+		"verify": func(c *Client) error { _, err := c.Verify(t.Context(), "shop"); return err },
 		"approve": func(c *Client) error {
 			return c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Approve})
 		},
@@ -55,9 +56,9 @@ func TestRoles(t *testing.T) {
 		"":                                "",
 		"unknown-0123456789":              "",
 		viewerToken:                       "look",
-		operatorToken:                     "look,drive,start",
+		operatorToken:                     "look,drive,start,verify",
 		approverToken:                     "look,approve",
-		bothToken:                         "look,drive,approve,start,start with yes",
+		bothToken:                         "look,drive,approve,start,start with yes,verify",
 		hashPrefix + sumOf(operatorToken): "", // knowing the file is not knowing the token
 	} {
 		c := client(t, h, token)
@@ -88,10 +89,7 @@ func TestWhatNeedsNoToken(t *testing.T) {
 	t.Parallel()
 	_, h := serve(t, Config{Service: newFake(), Tokens: tokensFile(t)})
 	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/openapi.yaml": 200, "/metrics": 401, "/v1/migrations": 401, "/v1/migrations/shop/events": 401} {
-		resp, err := h.Client().Get(h.URL + path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := get(t, h.URL+path)
 		resp.Body.Close()
 		if resp.StatusCode != want {
 			t.Errorf("GET %s without a token: %d, want %d", path, resp.StatusCode, want)

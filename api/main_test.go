@@ -5,6 +5,7 @@ import (
 	"iter"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +16,12 @@ import (
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		http.DefaultClient.CloseIdleConnections()
+		os.Exit(code)
+	}))
+}
 
 // fake is a Service with one migration, "shop".
 type fake struct {
@@ -161,7 +167,20 @@ func client(t *testing.T, h *httptest.Server, token string) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.http.Transport.(*http.Transport).DisableKeepAlives = true
 	t.Cleanup(c.Close)
 	return c
+}
+
+// get asks for one path; the caller closes the body.
+func get(t *testing.T, url string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
 }

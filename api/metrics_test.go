@@ -25,15 +25,12 @@ func TestMetrics(t *testing.T) {
 	_, h := serve(t, Config{Service: f, Version: "v1.2.3", Collectors: []prometheus.Collector{extra}})
 	var text string
 	for range 2 { // the second shows that the first was counted
-		resp, err := h.Client().Get(h.URL + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := get(t, h.URL+"/metrics")
 		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp.Body.Close()
 		text = string(b)
 	}
 	for _, want := range []string{

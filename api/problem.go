@@ -36,7 +36,7 @@ const (
 
 // A Problem is an error as it travels (RFC 9457, application/problem+json). Its kind is in Code, so
 // Type is always "about:blank" and Title the status in words.
-type Problem struct {
+type Problem struct { //nolint:errname // the RFC's word; it is an answer first
 	Type    string `json:"type"`
 	Title   string `json:"title"`
 	Status  int    `json:"status"`

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -12,8 +13,6 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
-
-	"encoding/json"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/migrate"
@@ -45,6 +44,9 @@ func TestAnswers(t *testing.T) {
 		"not now":                 {method: "POST", path: "/v1/migrations/shop/rollback", media: js, fails: hint.Wrap(migrate.ErrNotNow, "possible: pause"), status: 409, code: CodeNotNow, hint: "possible: pause"},
 		"work failed":             {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wait":true}`, fails: errors.New("drain"), status: 500, code: CodeFailed},
 		"journal failed":          {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{}`, fails: errors.New("disk full"), status: 500, code: CodeInternal},
+		"verify":                  {method: "POST", path: "/v1/migrations/shop/verify", media: js, status: 200},
+		"verify now":              {method: "POST", path: "/v1/migrations/shop/verify", media: js, fails: migrate.ErrNotNow, status: 409, code: CodeNotNow},
+		"verify, broken off":      {method: "POST", path: "/v1/migrations/shop/verify", media: js, fails: errors.New("lost connection"), status: 500, code: CodeFailed},
 		"unknown field":           {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wiat":true}`, status: 400, code: CodeBadRequest, hint: "gate, wait, actor"},
 		"wrong type":              {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wait":"yes"}`, status: 400, code: CodeBadRequest},
 		"two objects":             {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{}{}`, status: 400, code: CodeBadRequest},
@@ -197,10 +199,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	resp, err := c.http.Get(s.URL() + "/v1/migrations/shop/events")
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := get(t, s.URL()+"/v1/migrations/shop/events")
 	defer resp.Body.Close()
 	f.mu.Lock()
 	f.mu.waitsFor = make(chan struct{})

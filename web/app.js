@@ -147,7 +147,7 @@ const verbs = {
 const questions = {
   approve: { title: (n) => `Approve ${n}?`, yes: "Approve", text: "This opens the gate before the promotion. When the other gates are open too, the promotion begins at once." },
   promote: { title: (n) => `Promote ${n}: make the target the owner?`, yes: "Promote", text: "Writes wait for a moment; through the gateway nothing fails. Until the new owner is on record every failure undoes itself. Afterwards the old database follows the new one, so that you can go back." },
-  rollback: { title: (n) => `Roll ${n} back: make the source the owner again?`, yes: "Roll back", text: "The same as a promotion, with the same proof, in the other direction. Nothing written to the target since is lost." },
+  rollback: { title: (n) => `Roll ${n} back: make the source the owner again?`, yes: "Roll back", text: "The same as a promotion, with the same proof, in the other direction. What was written to the target since is kept." },
   complete: { title: (n) => `Complete ${n}? There is no way back afterwards.`, yes: "Complete", text: "The reverse link is dropped and the old database stops following. It stays fenced against writes." },
   cancel: { title: (n) => `Cancel ${n}?`, yes: "Cancel the migration", text: "Links, slots and triggers are removed. The source goes on owning the data; the tables on the target stay, and would have to be copied again." },
 };
@@ -420,9 +420,17 @@ function confirmed(verb, s) {
   $("confirm-facts").replaceChildren(...facts.flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
   $("confirm-yes").textContent = q.yes;
   $("confirm-yes").className = verbs[verb].danger ? "danger yes" : "primary";
-  box.returnValue = "";
+  return ask(box).then((choice) => choice === "yes");
+}
+
+// ask opens a dialog and returns the value of the button that ended it. It does not wait for the
+// event close, which may come so late that the same dialog is open again.
+function ask(box) {
   box.showModal();
-  return new Promise((done) => box.addEventListener("close", () => done(box.returnValue === "yes"), { once: true }));
+  return new Promise((done) => {
+    box.querySelector("form").onsubmit = (event) => done(event.submitter ? event.submitter.value : "");
+    box.oncancel = () => done("");
+  });
 }
 
 // ---- the connection
@@ -450,14 +458,10 @@ const call = async (method, path, body) => (await request(method, path, body)).j
 
 let asking = null; // the login that several requests may wait for
 function login() {
-  asking ||= new Promise((done) => {
-    $("login").showModal();
-    $("login").addEventListener("close", () => {
-      sessionStorage.setItem("token", $("token").value.trim());
-      $("token").value = "";
-      asking = null;
-      done();
-    }, { once: true });
+  asking ||= ask($("login")).then(() => {
+    sessionStorage.setItem("token", $("token").value.trim());
+    $("token").value = "";
+    asking = null;
   });
   return asking;
 }

@@ -69,7 +69,7 @@ func file(t *testing.T, name string) string {
 	return string(b)
 }
 
-func TestDashboard(t *testing.T) {
+func TestDashboard(t *testing.T) { //nolint:tparallel // its parts share one page, in order
 	t.Parallel()
 	service := newShop()
 	url := serve(t, service)
@@ -194,15 +194,24 @@ func TestPictures(t *testing.T) {
 					})
 					run(t, ctx, chromedp.Sleep(time.Second))
 				}
-				png, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(*pictures, name+"-"+size+"-"+scheme+".png"), png, 0o600); err != nil {
-					t.Fatal(err)
+				picture(t, ctx, chromedp.FullScreenshot(100), name+"-"+size+"-"+scheme)
+				if name == "promoted" {
+					run(t, ctx, chromedp.Click(chromedp.CSS("#verb-rollback")), chromedp.WaitVisible(chromedp.CSS("#confirm")))
+					picture(t, ctx, chromedp.CaptureScreenshot(), "dialog-"+size+"-"+scheme)
 				}
 			}
 		}
+	}
+}
+
+func picture(t *testing.T, ctx context.Context, take chromedp.Action[[]byte], name string) { //nolint:revive // chromedp's context is the browser
+	t.Helper()
+	png, err := chromedp.Run(ctx, take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(*pictures, name+".png"), png, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
