@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/ficus-migrate/ficus/internal/units"
 )
 
 // Names of the built-in gates.
@@ -28,8 +30,8 @@ type Gate interface {
 // A Reading is what a gate measured.
 type Reading struct {
 	Open     bool
-	Measured string // "lag 12 MiB"
-	Wanted   string // "at most 1 MiB"
+	Measured string // "lag 12 MB"
+	Wanted   string // "at most 1 MB"
 }
 
 // errTick ends one round of waiting at a gate.
@@ -134,7 +136,7 @@ func (m *Migration) showGate(name string, p Phase, r Reading) error {
 // lagReading opens the gate when enough measurements in a row were within the limit.
 func (m *Migration) lagReading(Status) Reading {
 	set := m.cfg.Settings
-	r := Reading{Wanted: fmt.Sprintf("at most %s and %s, %d times in a row", size(set.LagBytes), set.LagTime, set.LagSamples)}
+	r := Reading{Wanted: fmt.Sprintf("at most %s and %s, %d times in a row", units.Bytes(set.LagBytes), set.LagTime, set.LagSamples)}
 	m.mu.Lock()
 	samples := m.mu.live.samples
 	m.mu.Unlock()
@@ -151,7 +153,7 @@ func (m *Migration) lagReading(Status) Reading {
 func (s Settings) within(l Lag) bool { return l.Bytes <= s.LagBytes && l.Time <= s.LagTime }
 
 func lagText(l Lag) string {
-	return fmt.Sprintf("lag %s, %s", size(l.Bytes), l.Time.Round(time.Millisecond))
+	return fmt.Sprintf("lag %s, %s", units.Bytes(l.Bytes), l.Time.Round(time.Millisecond))
 }
 
 // proofReading wants a proof without differences. Its age is dealt with at the promotion, which
@@ -177,17 +179,4 @@ func (m *Migration) approvalReading(Status) Reading {
 		r.Open, r.Measured = true, "approved by the settings"
 	}
 	return r
-}
-
-// size prints bytes for people.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, i := float64(n)/1024, 0
-	for ; f >= 1024; i++ {
-		f /= 1024
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[i])
 }

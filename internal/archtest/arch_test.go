@@ -24,7 +24,7 @@ const module = "github.com/ficus-migrate/ficus/"
 // in its folder look at databases for it, and cmd hands it the rest. The examples stand lowest: they
 // are applications that know nothing of Ficus, and the demo runs one.
 var layers = [][]string{
-	{"internal/hint", "internal/backoff", "schema", "change", "examples"},
+	{"internal/hint", "internal/backoff", "internal/units", "schema", "change", "examples"},
 	{"internal/pg"},
 	{"internal/pgserver", "eventstore", "schema/inspect", "schema/dump", "transform", "migrate"},
 	{"sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/preflight"},
