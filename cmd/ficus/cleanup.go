@@ -20,7 +20,6 @@ import (
 )
 
 func (a *app) cleanupCommand() *cobra.Command {
-	var dsns []string
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "cleanup",
@@ -34,25 +33,11 @@ the fence, writes to the old database would be accepted and lost. --force does i
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			source, target := cmd.Flag("source").Value.String(), cmd.Flag("target").Value.String()
-			dsns = slices.DeleteFunc([]string{source, target}, func(s string) bool { return s == "" })
+			dsns := slices.DeleteFunc([]string{source, target}, func(s string) bool { return s == "" })
 			if len(dsns) == 0 {
 				return usageError(cmd, errors.New("which database? give --source, --target or both"))
 			}
-			var failed error
-			removed := 0
-			for _, s := range dsns {
-				dsn, err := pg.Parse(s)
-				if err != nil {
-					return &statusError{exitUsage, err}
-				}
-				n, err := a.cleanup(cmd.Context(), dsn, force)
-				removed, failed = removed+n, errors.Join(failed, err)
-			}
-			if failed != nil {
-				return failed
-			}
-			a.line("result", map[string]any{"removed": removed}, fmt.Sprintf("removed %d objects", removed))
-			return nil
+			return a.cleanAll(cmd.Context(), dsns, force)
 		},
 	}
 	cmd.Flags().String("source", "", "connection string of a database to clean")
@@ -61,72 +46,77 @@ the fence, writes to the old database would be accepted and lost. --force does i
 	return cmd
 }
 
-// leftovers are what Ficus made in a database besides schema ficus.
+// cleanAll looks into all databases before it removes anything from one of them.
+func (a *app) cleanAll(ctx context.Context, dsns []string, force bool) error {
+	var all []*leftovers
+	defer func() {
+		for _, l := range all {
+			l.close(ctx)
+		}
+	}()
+	for _, s := range dsns {
+		dsn, err := pg.Parse(s)
+		if err != nil {
+			return &statusError{exitUsage, err}
+		}
+		l, err := findLeftovers(ctx, dsn)
+		if err != nil {
+			return err
+		}
+		all = append(all, l)
+	}
+	for _, l := range all {
+		if err := l.refuse(all); err != nil && !force {
+			return err
+		}
+	}
+	removed := 0
+	for _, l := range all {
+		n, err := a.cleanup(ctx, l)
+		removed += n
+		if err != nil {
+			return err
+		}
+	}
+	a.line("result", map[string]any{"removed": removed}, fmt.Sprintf("removed %d objects", removed))
+	return nil
+}
+
+// leftovers are what Ficus made in one database, and the sessions to remove it with.
 type leftovers struct {
+	dsn  pg.DSN
+	conn *pgx.Conn
+	db   *fence.Database
+
 	slots, active []string
 	publications  []string
 	links         []string // whose replica identities are remembered
-	installed     bool
+	installed     bool     // schema ficus is there
+
+	ownership migrate.Ownership
+	self      migrate.Side // which part the database plays, "" when it has no ownership row
 }
 
-// cleanup removes everything from one database and returns how many objects that were.
-func (a *app) cleanup(ctx context.Context, dsn pg.DSN, force bool) (removed int, err error) {
-	conn, err := dsn.Connect(ctx, "cleanup")
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
-	db, err := fence.New(ctx, fence.Config{DSN: dsn, Self: migrate.Source})
-	if err != nil {
-		return 0, err
-	}
-	defer db.Close()
-
-	left, err := findLeftovers(ctx, conn)
-	if err != nil {
-		return 0, fmt.Errorf("clean %s: %w", dsn, err)
-	}
-	if err := refuseCleanup(ctx, dsn, db, left); err != nil && !force {
-		return 0, err
-	}
-	gone := func(what, name string) {
-		removed++
-		a.line("removed", map[string]any{"database": dsn.Database(), "what": what, "name": name}, fmt.Sprintf("%s: removed %s %s", dsn, what, name))
-	}
-	for _, s := range left.slots {
-		if err := source.DropSlot(ctx, conn, s); err != nil {
-			return removed, fmt.Errorf("clean %s: drop slot %s: %w", dsn, s, err)
+func findLeftovers(ctx context.Context, dsn pg.DSN) (l *leftovers, err error) {
+	l = &leftovers{dsn: dsn}
+	defer func() {
+		if err != nil {
+			l.close(ctx)
+			err = fmt.Errorf("clean %s: %w", dsn, err)
 		}
-		gone("replication slot", s)
+	}()
+	if l.conn, err = dsn.Connect(ctx, "cleanup"); err != nil {
+		return l, err
 	}
-	for _, p := range left.publications {
-		if _, err := conn.Exec(ctx, `DROP PUBLICATION IF EXISTS `+pgx.Identifier{p}.Sanitize()); err != nil {
-			return removed, fmt.Errorf("clean %s: drop publication %s: %w", dsn, p, err)
-		}
-		gone("publication", p)
+	if l.db, err = fence.New(ctx, fence.Config{DSN: dsn, Self: migrate.Source}); err != nil {
+		return l, err
 	}
-	for _, l := range left.links {
-		if err := link.RestoreIdentities(ctx, conn, l, 200*time.Millisecond); err != nil {
-			return removed, fmt.Errorf("clean %s: replica identities of %s: %w", dsn, l, err)
-		}
-		gone("changed replica identities of", l)
-	}
-	if left.installed {
-		if err := db.Uninstall(ctx); err != nil {
-			return removed, err
-		}
-		gone("fence triggers and schema", "ficus")
-	}
-	return removed, nil
-}
-
-func findLeftovers(ctx context.Context, conn *pgx.Conn) (l leftovers, err error) {
 	list := func(sql string) (out []string) {
 		if err != nil {
 			return nil
 		}
 		var rows pgx.Rows
-		if rows, err = conn.Query(ctx, sql); err != nil {
+		if rows, err = l.conn.Query(ctx, sql); err != nil {
 			return nil
 		}
 		out, err = pgx.CollectRows(rows, pgx.RowTo[string])
@@ -140,22 +130,83 @@ func findLeftovers(ctx context.Context, conn *pgx.Conn) (l leftovers, err error)
 	if len(list(`SELECT 'x' WHERE to_regclass('ficus.replica_identity') IS NOT NULL`)) > 0 {
 		l.links = list(`SELECT DISTINCT link FROM ficus.replica_identity ORDER BY 1`)
 	}
-	return l, err
+	if err != nil {
+		return l, err
+	}
+	if l.ownership, err = l.db.Ownership(ctx); err != nil || l.ownership.Epoch == 0 {
+		return l, err
+	}
+	return l, l.conn.QueryRow(ctx, `SELECT self FROM ficus.ownership`).Scan(&l.self)
 }
 
-// refuseCleanup says why a database had better be left alone; nil when it may be cleaned.
-func refuseCleanup(ctx context.Context, dsn pg.DSN, db *fence.Database, left leftovers) error {
-	if len(left.active) > 0 {
-		return hint.Wrap(fmt.Errorf("clean %s: slot %s is in use", dsn, strings.Join(left.active, ", ")),
+func (l *leftovers) close(ctx context.Context) {
+	if l.db != nil {
+		l.db.Close()
+	}
+	if l.conn != nil {
+		l.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	}
+}
+
+// refuse says why the database had better be left alone; nil when it may be cleaned. given are all
+// databases of the command line, this one among them.
+func (l *leftovers) refuse(given []*leftovers) error {
+	if len(l.active) > 0 {
+		return hint.Wrap(fmt.Errorf("clean %s: slot %s is in use", l.dsn, strings.Join(l.active, ", ")),
 			"a ficus is running: ficus cancel or ficus complete ends its migration; --force cuts it off")
 	}
-	o, err := db.Ownership(ctx)
-	if err != nil {
-		return err
+	o := l.ownership
+	newest, both := o, false
+	for _, other := range given {
+		if other != l && other.ownership.Migration == o.Migration && other.ownership.Epoch > 0 {
+			both = true
+			if other.ownership.Epoch > newest.Epoch {
+				newest = other.ownership
+			}
+		}
 	}
-	if o.Epoch > 0 && !o.GateOpen {
-		return hint.Wrap(fmt.Errorf("clean %s: the other database owns the data (migration %s, epoch %d, owner %s)", dsn, o.Migration, o.Epoch, o.Owner),
+	switch {
+	case o.Epoch == 0 || o.GateOpen:
+		return nil
+	case l.self == migrate.Source && newest.Owner == migrate.Target:
+		return hint.Wrap(fmt.Errorf("clean %s: the other database owns the data (migration %s, epoch %d)", l.dsn, o.Migration, newest.Epoch),
 			"without the fence, writes here would be accepted and lost; when no application uses this database any more: --force")
+	case l.self == o.Owner && !both:
+		return hint.Wrap(fmt.Errorf("clean %s: migration %s was stopped while ownership moved (epoch %d): the other database may own the data", l.dsn, o.Migration, o.Epoch),
+			"give both --source and --target; or run the same ficus command again, which finishes or undoes it")
 	}
 	return nil
+}
+
+// cleanup removes everything from one database and returns how many objects that were.
+func (a *app) cleanup(ctx context.Context, l *leftovers) (removed int, err error) {
+	gone := func(what, name string) {
+		removed++
+		a.line("removed", map[string]any{"database": l.dsn.Database(), "what": what, "name": name}, fmt.Sprintf("%s: removed %s %s", l.dsn, what, name))
+	}
+	for _, s := range l.slots {
+		if err := source.DropSlot(ctx, l.conn, s); err != nil {
+			return removed, fmt.Errorf("clean %s: drop slot %s: %w", l.dsn, s, err)
+		}
+		gone("replication slot", s)
+	}
+	for _, p := range l.publications {
+		if _, err := l.conn.Exec(ctx, `DROP PUBLICATION IF EXISTS `+pgx.Identifier{p}.Sanitize()); err != nil {
+			return removed, fmt.Errorf("clean %s: drop publication %s: %w", l.dsn, p, err)
+		}
+		gone("publication", p)
+	}
+	for _, name := range l.links {
+		if err := link.RestoreIdentities(ctx, l.conn, name, 200*time.Millisecond); err != nil {
+			return removed, fmt.Errorf("clean %s: replica identities of %s: %w", l.dsn, name, err)
+		}
+		gone("changed replica identities of", name)
+	}
+	if l.installed {
+		if err := l.db.Uninstall(ctx); err != nil {
+			return removed, err
+		}
+		gone("fence triggers and schema", "ficus")
+	}
+	return removed, nil
 }

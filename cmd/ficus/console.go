@@ -72,6 +72,11 @@ func (c *console) say(text string) {
 	fmt.Fprintf(w, "%s  %s\n", time.Now().Format("15:04:05"), text) //nolint:errcheck // a closed standard output is no reason to stop a migration
 }
 
+// goesOn tells that a phase which an earlier process entered goes on.
+func (c *console) goesOn(p migrate.Phase) {
+	c.event(migrate.Event{Type: "phase", Time: time.Now().UTC(), Phase: p, Message: string(p) + ": goes on where it was"})
+}
+
 // event shows one event of the migration's story.
 func (c *console) event(e migrate.Event) {
 	if table, ok := e.Data["table"].(migrate.TableProgress); ok {

@@ -42,7 +42,7 @@ func (f *engineFlags) job(cmd *cobra.Command, name string) (*job, error) {
 		if err != nil {
 			return nil, &statusError{exitUsage, err}
 		}
-		p.Copy.Workers = f.workers
+		p.Copy.Workers, p.Follow.NoReplicaIdentity = f.workers, f.noReplicaIdentity
 		j, err = newJob(p, name)
 	}
 	if err != nil {

@@ -18,8 +18,8 @@ func TestUpgrade(t *testing.T) {
 	source, target := pgtest.DB(t), pgtest.DB(t, pgtest.Version(17))
 	pgtest.Load(t, source, "pgbench")
 	gateway, api := freeAddrs(t)
-	dir := t.TempDir()
-	run := ficus(t, dir, "run", "upgrade", "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api)
+	dir, name := t.TempDir(), nameFor(source)
+	run := ficus(t, dir, "run", "upgrade", "--name", name, "--source", source.URL, "--target", target.URL, "--yes", "-p", "reads=50,100", "--gateway-listen", gateway, "--listen", api)
 	run.line("listening", nil)
 	stop := pgbench(t, gateway, source.Name, "-c", "4")
 
@@ -45,17 +45,17 @@ func TestUpgrade(t *testing.T) {
 		return out
 	}
 	grows(target)
-	if v := drive("verify", "upgrade"); v["differences"] != 0.0 || v["rows"].(float64) < 10_000 {
+	if v := drive("verify", name); v["differences"] != 0.0 || v["rows"].(float64) < 10_000 {
 		t.Errorf("over the reverse link: %v", v)
 	}
-	if s := drive("rollback", "upgrade", "--wait"); s["phase"] != "rolled-back" || s["owner"] != "source" {
+	if s := drive("rollback", name, "--wait"); s["phase"] != "rolled-back" || s["owner"] != "source" {
 		t.Errorf("after rollback: %v", s)
 	}
 	grows(source)
-	if v := drive("verify", "upgrade"); v["differences"] != 0.0 {
+	if v := drive("verify", name); v["differences"] != 0.0 {
 		t.Errorf("over the forward link: %v", v)
 	}
-	if s := drive("promote", "upgrade", "--wait"); s["phase"] != "promoted" || s["owner"] != "target" {
+	if s := drive("promote", name, "--wait"); s["phase"] != "promoted" || s["owner"] != "target" {
 		t.Errorf("after the second promotion: %v", s)
 	}
 	grows(target)
@@ -66,8 +66,8 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("pgbench saw %q:\n%s", bad, tail(out, 3000))
 		}
 	}
-	drive("verify", "upgrade")
-	drive("complete", "upgrade", "--wait")
+	drive("verify", name)
+	drive("complete", name, "--wait")
 	if status := run.wait(); status != 0 {
 		t.Errorf("run ended with status %d", status)
 	}
@@ -90,7 +90,7 @@ func TestChinook(t *testing.T) {
 	source, target := pgtest.DB(t), pgtest.DB(t)
 	pgtest.Load(t, source, "chinook")
 	gateway, api := freeAddrs(t)
-	run := ficus(t, t.TempDir(), "run", "cluster-move", "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "-p", "reads=100")
+	run := ficus(t, t.TempDir(), "run", "cluster-move", "--name", nameFor(source), "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "-p", "reads=100")
 	r := run.line("result", map[string]any{"phase": "promoted"})
 	if r["rollback_safe"] != true || r["rows_copied"].(float64) == 0 {
 		t.Errorf("result %v", r)
@@ -107,7 +107,7 @@ func TestKilledRunGoesOn(t *testing.T) {
 	pgtest.Load(t, source, "pgbench")
 	gateway, api := freeAddrs(t)
 	dir := t.TempDir()
-	args := []string{"run", "cluster-move", "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "-p", "reads=100"}
+	args := []string{"run", "cluster-move", "--name", nameFor(source), "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "-p", "reads=100"}
 	for _, phase := range []string{"preparing", "copying", "catching-up", "verifying", "reads-switched", "promoting"} {
 		p := ficus(t, dir, args...)
 		p.line("phase", map[string]any{"phase": phase})

@@ -236,3 +236,21 @@ func pgbench(t *testing.T, addr, database string, args ...string) (stop func() s
 	t.Cleanup(func() { stop() })
 	return stop
 }
+
+// lines collects what a program prints, while it is being read.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -72,13 +73,21 @@ func (m *manager) journal(name string) (*eventstore.Bucket, error) {
 	if err != nil || !phase.Final() {
 		return journal, err
 	}
+	return m.store.Bucket(journalName(name, before+1)), m.next(name)
+}
+
+// next makes the next migration of that name begin with a journal of its own; the old one stays.
+func (m *manager) next(name string) error {
+	_, before, _, err := m.present(name)
+	if err != nil {
+		return err
+	}
 	// The blueprint first: without it the new migration reads the source again, with it and the old
 	// journal nothing has happened yet.
 	if err := m.store.Bucket(blueprints).Delete(name); err != nil {
-		return nil, err
+		return err
 	}
-	next := strconv.Itoa(before + 1)
-	return m.store.Bucket(journalName(name, before+1)), m.store.Bucket(generations).Put(name, []byte(next))
+	return m.store.Bucket(generations).Put(name, []byte(strconv.Itoa(before+1)))
 }
 
 // add wires a migration's engine. events may be nil.
@@ -90,15 +99,28 @@ func (m *manager) add(ctx context.Context, j *job, yes bool, events func(migrate
 	if taken {
 		return nil, hint.Wrap(fmt.Errorf("%s: %w", name, api.ErrExists), "choose another --name, or drive the one that is there")
 	}
-	journal, err := m.journal(name)
+	open := func() (*engine, error) {
+		journal, err := m.journal(name)
+		if err != nil {
+			return nil, err
+		}
+		return newEngine(ctx, j, engineConfig{
+			Store: m.store, Dir: m.dir, Yes: yes, Log: m.log.With(slog.String("migration", name)), Events: events, Journal: journal,
+		})
+	}
+	e, err := open()
 	if err != nil {
 		return nil, err
 	}
-	e, err := newEngine(ctx, j, engineConfig{
-		Store: m.store, Dir: m.dir, Yes: yes, Log: m.log.With(slog.String("migration", name)), Events: events, Journal: journal,
-	})
-	if err != nil {
-		return nil, err
+	if m.fixed && e.cleaned(ctx) { // what the journal tells is no longer in the databases
+		m.log.LogAttrs(ctx, slog.LevelWarn, "the databases were cleaned up: the migration begins anew", slog.String("migration", name))
+		e.Close()
+		if err := m.next(name); err != nil {
+			return nil, err
+		}
+		if e, err = open(); err != nil {
+			return nil, err
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -118,6 +140,13 @@ func (m *manager) engine(name string) (*engine, error) {
 	}
 	slices.Sort(names)
 	return nil, hint.Suggest(fmt.Errorf("%s: %w", name, api.ErrNotFound), name, names)
+}
+
+// all returns the engines of every migration.
+func (m *manager) all() []*engine {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.mu.engines))
 }
 
 // List implements [api.Service].

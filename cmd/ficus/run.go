@@ -82,6 +82,7 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 		}
 	}
 
+	began := e.migration.Status().Phase
 	g, gctx := errgroup.WithContext(ctx)
 	stop, cancel := context.WithCancel(gctx)
 	defer cancel()
@@ -98,38 +99,55 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 				return context.Cause(gctx)
 			}
 		}
+		if goesOn(began) && began != migrate.Following {
+			screen.goesOn(began)
+		}
 		return e.Run(gctx, func(err error) {
 			screen.event(migrate.Event{Type: "error", Phase: migrate.Failed, Message: err.Error() + "; clients go on, and the migration waits for: ficus resume " + j.playbook.Name})
 		})
 	})
 	g.Go(func() error {
-		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err == nil {
-			a.result(screen, e.settled(stop))
+		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err != nil {
+			return nil // what went wrong is Run's to say
 		}
-		return nil // what went wrong is Run's to say
+		s := e.settled(stop)
+		if s.Phase == began && began == migrate.Following { // it has caught up with what happened meanwhile
+			screen.goesOn(began)
+		}
+		a.result(screen, s)
+		return nil
 	})
 	err = g.Wait()
 	screen.close()
 	return a.ended(ctx, screen, e.migration.Status(), j, err)
 }
 
-// settled returns the status once it can say whether a rollback is safe: right after a promotion the
-// reverse link has not been measured yet.
+// goesOn reports whether a process finds a migration in the middle of a phase, which it then does not enter.
+func goesOn(p migrate.Phase) bool { return p != migrate.Pending && p != migrate.Failed && !p.Final() }
+
+// settled returns the status once its link has been measured: on the source, when it has caught up with
+// what happened while nobody followed; on the target, when it can say whether a rollback is safe.
 func (e *engine) settled(ctx context.Context) migrate.Status {
 	const patience, every = 5 * time.Second, 50 * time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+	began := time.Now()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	limits := e.job.playbook.Gates
 	for {
 		s := e.migration.Status()
-		if s.Owner != migrate.Target || s.Rollback.Safe || s.Error != "" || s.Paused || e.reverse == nil {
+		switch {
+		case s.Error != "" || s.Paused || ctx.Err() != nil:
+			return s
+		case s.Owner == migrate.Source:
+			if s.Lag != nil && s.Lag.Bytes <= int64(limits.MaxLag) && s.Lag.Time <= time.Duration(limits.MaxLagTime) {
+				return s
+			}
+		case s.Rollback.Safe || e.reverse == nil || time.Since(began) > patience:
 			return s
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return s
 		}
 	}
 }

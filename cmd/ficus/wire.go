@@ -189,6 +189,21 @@ func (e *engine) owner(ctx context.Context) (migrate.Side, int64, error) {
 	return best.Owner, best.Epoch, nil
 }
 
+// cleaned reports whether somebody removed everything of Ficus from both databases (ficus cleanup) in the
+// middle of the migration.
+func (e *engine) cleaned(ctx context.Context) bool {
+	switch p := e.migration.Status().Phase; {
+	case p.Final(), p == migrate.Pending, p == migrate.Preparing:
+		return false
+	}
+	for _, db := range e.sides {
+		if o, err := db.Ownership(ctx); err != nil || o.Epoch > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // nextPort returns the address one port above addr; a free port stays one.
 func nextPort(addr string) (string, error) {
 	host, port, err := net.SplitHostPort(addr)

@@ -23,10 +23,13 @@ type Config struct {
 	// inserts move, with the reason of each in Why.
 	Full, InsertOnly []schema.Name
 	Why              map[schema.Name]string
-	CopiesSchema     bool     // the target's tables are made by Ficus
-	Follows          bool     // changes are followed after the copy
-	Promotes         bool     // ownership is going to move
-	Lossy            []string // why no reverse link is possible; empty when one is
+	// ForwardSlot and ReverseSlot name the slots that will be made on the source and on the target.
+	ForwardSlot, ReverseSlot string
+
+	CopiesSchema bool     // the target's tables are made by Ficus
+	Follows      bool     // changes are followed after the copy
+	Promotes     bool     // ownership is going to move
+	Lossy        []string // why no reverse link is possible; empty when one is
 	// Tools says whether pg_dump can read the source; its hint becomes the fix.
 	Tools error
 }
@@ -69,7 +72,7 @@ func Run(ctx context.Context, cfg Config) ([]migrate.Finding, error) {
 	}
 	r.servers(cfg, src, dst)
 	for _, part := range []func(context.Context, Config, *pgx.Conn, *pgx.Conn) error{
-		r.sameDatabase, r.occupied, r.extensions(src), r.privileges(src), r.unmoved, r.longTransactions,
+		r.sameDatabase, r.slotNames, r.occupied, r.extensions(src), r.privileges(src), r.unmoved, r.longTransactions,
 	} {
 		if err := part(ctx, cfg, source, target); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -103,6 +104,34 @@ func (r *report) sameDatabase(ctx context.Context, cfg Config, source, target *p
 	}
 	if a != "" && a == b {
 		r.add(fail, "same-database", "target", "give the connection string of another, empty database", "source and target are the same database (%s)", cfg.Target.Database())
+	}
+	return nil
+}
+
+// slotNames looks for other databases' slots of the same names: a slot belongs to a database, its name
+// to the whole server.
+func (r *report) slotNames(ctx context.Context, cfg Config, source, target *pgx.Conn) error {
+	for _, side := range []struct {
+		name, slot string
+		conn       *pgx.Conn
+		needed     bool
+	}{
+		{"source", cfg.ForwardSlot, source, cfg.Follows},
+		{"target", cfg.ReverseSlot, target, cfg.Promotes && len(cfg.Lossy) == 0},
+	} {
+		if !side.needed {
+			continue
+		}
+		var owner string
+		err := side.conn.QueryRow(ctx, `SELECT coalesce('database ' || database, 'a standby') FROM pg_catalog.pg_replication_slots
+			WHERE slot_name = $1 AND database IS DISTINCT FROM pg_catalog.current_database()`, side.slot).Scan(&owner)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("%s: look for slot %s: %w", side.name, side.slot, err)
+		}
+		r.add(fail, "slot-name", side.name, "give this migration a --name of its own; ficus cleanup in that database, if nobody uses the slot",
+			"slot %s is there already, for %s", side.slot, owner)
 	}
 	return nil
 }

@@ -50,7 +50,8 @@ func CreateSlot(ctx context.Context, conn *pgconn.PgConn, name string, temporary
 func slotHint(err error, name string) error {
 	switch pg.Code(err) {
 	case pg.CodeDuplicateObject:
-		return hint.Wrap(err, "SELECT pg_drop_replication_slot('%s'), if no other migration uses it", name)
+		return hint.Wrap(err, "choose another name for the migration: the slots of a server share one set of names; or "+
+			"SELECT pg_drop_replication_slot('%s'), if no other migration uses it", name)
 	case codeConfigurationLimit:
 		return hint.Wrap(err, "drop slots that nobody uses (pg_replication_slots), or raise max_replication_slots and restart the server")
 	case pg.CodeObjectNotReady:
@@ -97,8 +98,9 @@ func SlotState(ctx context.Context, conn *pgx.Conn, name string) (State, error) 
 	return s, errors.Join(errs[:]...)
 }
 
-// DropSlot removes a slot; no error when there is none. A walsender of Ficus that still holds it,
-// left by a process or network that died, is terminated; somebody else's is not.
+// DropSlot removes a slot of the session's database; no error when there is none. A walsender of Ficus
+// that still holds it, left by a process or network that died, is terminated; somebody else's is not.
+// A slot of that name in another database of the server is another migration's, and is left alone.
 func DropSlot(ctx context.Context, conn *pgx.Conn, name string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, dropTimeout, errors.New("the slot stayed in use"))
 	defer cancel()
@@ -121,9 +123,11 @@ func dropSlotOnce(ctx context.Context, conn *pgx.Conn, name string) error {
 	_, err := conn.Exec(ctx, `
 		SELECT pg_terminate_backend(a.pid)
 		FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
-		WHERE s.slot_name = $1 AND a.application_name LIKE 'ficus/%'`, name)
+		WHERE s.slot_name = $1 AND s.database = current_database() AND a.application_name LIKE 'ficus/%'`, name)
 	if err == nil {
-		_, err = conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name)
+		_, err = conn.Exec(ctx, `
+			SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+			WHERE slot_name = $1 AND database = current_database()`, name)
 	}
 	if err != nil {
 		return fmt.Errorf("drop slot %q: %w", name, err)

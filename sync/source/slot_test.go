@@ -49,6 +49,12 @@ func TestSlot(t *testing.T) {
 	if _, err := source.CreateSlot(t.Context(), conn, slot, false); hint.Of(err) == "" {
 		t.Errorf("a second slot of the same name: %v without a hint", err)
 	}
+	if err := source.DropSlot(t.Context(), pgtest.DB(t).Conn(t), slot); err != nil {
+		t.Errorf("drop from another database: %v", err)
+	}
+	if state, err := source.SlotState(t.Context(), db.Conn(t), slot); err != nil || !state.Exists {
+		t.Errorf("dropped from another database: %+v, %v", state, err)
+	}
 	for range 2 {
 		if err := source.DropSlot(t.Context(), db.Conn(t), slot); err != nil {
 			t.Errorf("drop: %v", err)
