@@ -3,6 +3,8 @@ package migrate
 import (
 	"context"
 	"time"
+
+	"github.com/ficus-migrate/ficus/internal/backoff"
 )
 
 // A pause spaces out retries: it doubles from min to max. One engine retries alone, so it needs no
@@ -15,19 +17,7 @@ type pause struct {
 // wait blocks for the next pause and returns nil, or ctx's cause if that comes first.
 func (p *pause) wait(ctx context.Context) error {
 	p.next = min(max(p.next*2, p.min), p.max)
-	return sleep(ctx, p.next)
-}
-
-// sleep returns nil after d, or ctx's cause if that comes first.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
+	return backoff.Sleep(ctx, p.next)
 }
 
 // graceful returns a context that outlives ctx by at most grace, for what must not be left half
@@ -35,7 +25,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 func graceful(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	late, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { // ends with late at the latest
-		if sleep(late, grace) == nil {
+		if backoff.Sleep(late, grace) == nil {
 			cancel(context.Cause(ctx))
 		}
 	})

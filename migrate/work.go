@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/hint"
 )
 
@@ -160,7 +161,7 @@ func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {
 		if err := m.setReads(ctx, percent); err != nil {
 			return err
 		}
-		if err := sleep(ctx, m.cfg.Settings.ReadWatch); err != nil {
+		if err := backoff.Sleep(ctx, m.cfg.Settings.ReadWatch); err != nil {
 			return err
 		}
 		m.mu.Lock()
@@ -196,7 +197,7 @@ func (m *Migration) promotionGates(ctx context.Context, _ *attempt) error {
 			return err
 		}
 	case s.undone > 0:
-		if err := sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
+		if err := backoff.Sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
 			return err
 		}
 	}
@@ -211,7 +212,7 @@ func (m *Migration) promotionGates(ctx context.Context, _ *attempt) error {
 // standBy keeps the reverse link running until somebody wants something else.
 func (m *Migration) standBy(ctx context.Context, _ *attempt) error {
 	if s := m.snapshot(); s.wish == Rollback && s.undone > 0 {
-		if err := sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
+		if err := backoff.Sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
 			return err
 		}
 	}

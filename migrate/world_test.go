@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ficus-migrate/ficus/internal/backoff"
 )
 
 // A world is what survives the death of an engine: two databases, two links, a router and a
@@ -271,7 +273,7 @@ func (w *world) call(ctx context.Context, p *process, name string, lateable bool
 	w.mu.Lock()
 	latency := time.Duration(1 + w.rng.IntN(2_000_000))
 	w.mu.Unlock()
-	if err := sleep(ctx, latency); err != nil {
+	if err := backoff.Sleep(ctx, latency); err != nil {
 		return err
 	}
 	w.mu.Lock()
@@ -344,7 +346,7 @@ func (w *world) poll(ctx context.Context, p *process, cond func() bool) error {
 		if ok {
 			return nil
 		}
-		if err := sleep(ctx, d); err != nil {
+		if err := backoff.Sleep(ctx, d); err != nil {
 			return err
 		}
 	}
@@ -528,7 +530,7 @@ func (h link) Run(ctx context.Context) error {
 		h.p.running[h.l.from] = false
 	}()
 	if dies {
-		if err := sleep(ctx, after); err != nil {
+		if err := backoff.Sleep(ctx, after); err != nil {
 			return err
 		}
 		return errLink

@@ -16,6 +16,7 @@ import (
 	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/examples/shop"
+	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/playbooks"
@@ -210,7 +211,7 @@ func (d *demo) script(ctx, beside context.Context, g *errgroup.Group) error {
 	}
 	sendHome := d.work(ctx, beside, g)
 	defer func() { sendHome() }()
-	if err := stay(ctx, warmUp); err != nil {
+	if err := backoff.Sleep(ctx, warmUp); err != nil {
 		return err
 	}
 	g.Go(func() error { return ignoreEnd(beside, d.engine.migration.Run(beside)) })
@@ -218,7 +219,7 @@ func (d *demo) script(ctx, beside context.Context, g *errgroup.Group) error {
 	if err := d.travel(ctx); err != nil {
 		return err
 	}
-	if err := stay(ctx, d.stay()); err != nil {
+	if err := backoff.Sleep(ctx, d.stay()); err != nil {
 		return err
 	}
 	sendHome()
@@ -288,7 +289,7 @@ func (d *demo) travel(ctx context.Context) error {
 		migrate.ReadsSwitched, migrate.Promoting, migrate.Promoted); err != nil {
 		return err
 	}
-	if err := stay(ctx, d.stay()); err != nil {
+	if err := backoff.Sleep(ctx, d.stay()); err != nil {
 		return err
 	}
 	d.story.step("roll back: the same in the other direction, over the reverse link")
@@ -299,7 +300,7 @@ func (d *demo) travel(ctx context.Context) error {
 		return err
 	}
 	d.changed()
-	if err := stay(ctx, d.stay()); err != nil {
+	if err := backoff.Sleep(ctx, d.stay()); err != nil {
 		return err
 	}
 	if err := d.ask(ctx, migrate.Promote); err != nil {
@@ -333,18 +334,6 @@ func (d *demo) follow(ctx context.Context, phases ...migrate.Phase) error {
 }
 
 func (d *demo) stay() time.Duration { return time.Duration(d.flags.seconds) * time.Second }
-
-// stay waits, or returns ctx's cause if that comes first.
-func stay(ctx context.Context, how time.Duration) error {
-	timer := time.NewTimer(how)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
-}
 
 // invite says what there is to play with.
 func (d *demo) invite() {

@@ -24,7 +24,11 @@ func (t *Timer) Wait(ctx context.Context) error {
 	d := min(t.Min<<min(t.fails, 20), t.Max)
 	t.fails++
 	d += time.Duration((rand.Float64() - 0.5) / 2 * float64(d))
+	return Sleep(ctx, d)
+}
 
+// Sleep returns nil after d, or ctx's cause if that comes first.
+func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
