@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -29,6 +31,9 @@ func TestFailureKeepsTheDoorOpen(t *testing.T) {
 			t.Errorf("the application's insert %d: %v", id, err)
 		}
 	}
+	if got := get(t, "http://"+api+"/metrics"); !strings.Contains(got, `ficus_gateway_sessions{migration="cluster-move"} 1`) {
+		t.Errorf("the gateway's figures are not among the metrics:\n%s", got)
+	}
 	stranger := target.Conn(t)
 	for _, sql := range []string{`SET session_replication_role = replica`, `INSERT INTO public.t VALUES (200, 'stranger')`} {
 		_, err := stranger.Exec(t.Context(), sql)
@@ -52,4 +57,20 @@ func TestFailureKeepsTheDoorOpen(t *testing.T) {
 	if out, code := once(t, dir, "verify", "cluster-move", "--api", "http://"+api); code != 0 || out["differences"] != 0.0 {
 		t.Errorf("verify: status %d, %v", code, out)
 	}
+}
+
+// get returns the body of an answer of status 200.
+func get(t *testing.T, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	must(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	must(t, err)
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s\n%s", url, resp.Status, body)
+	}
+	return string(body)
 }

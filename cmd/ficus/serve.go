@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/ficus-migrate/ficus/api"
@@ -29,10 +30,11 @@ func (f *serverFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.tlsKey, "tls-key", "", "key of the certificate (PEM)")
 }
 
-func (a *app) newServer(s api.Service, f serverFlags, log *slog.Logger) (*api.Server, error) {
+func (a *app) newServer(m *manager, f serverFlags, log *slog.Logger) (*api.Server, error) {
 	return api.New(api.Config{
-		Service: s, Listen: f.listen, Tokens: f.tokens, TLSCert: f.tlsCert, TLSKey: f.tlsKey,
+		Service: m, Listen: f.listen, Tokens: f.tokens, TLSCert: f.tlsCert, TLSKey: f.tlsKey,
 		Web: web.FS(), Version: versionText(), Log: log.With(slog.String("part", "api")),
+		Collectors: []prometheus.Collector{newGatewayMetrics(m)},
 	})
 }
 
