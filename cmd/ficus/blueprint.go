@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/migrate/preflight"
 	"github.com/ficus-migrate/ficus/playbooks"
 	"github.com/ficus-migrate/ficus/schema"
@@ -32,7 +34,7 @@ type blueprint struct {
 	Mappings  []transform.Mapping `json:"mappings"`
 	Reverse   []transform.Mapping `json:"reverse"` // empty when Lossy says why
 	Lossy     []string            `json:"lossy"`
-	Sequences []schema.Name       `json:"sequences"`
+	Sequences []schema.Sequence   `json:"sequences"`
 
 	Forward, Backward identities
 
@@ -90,12 +92,8 @@ func (j *job) read(ctx context.Context) error {
 	if plan.Tables, err = inspect.Tables(ctx, conn, filter); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	sequences, err := inspect.Sequences(ctx, conn, filter)
-	if err != nil {
+	if plan.Sequences, err = inspect.Sequences(ctx, conn, filter); err != nil {
 		return fmt.Errorf("source: %w", err)
-	}
-	for _, s := range sequences {
-		plan.Sequences = append(plan.Sequences, s.Name)
 	}
 	plan.Mappings, err = transform.Compile(plan.Tables, p.Rules(), func(table schema.Name, expr string) (schema.Type, error) {
 		return inspect.Describe(ctx, conn, table, expr)
@@ -251,6 +249,25 @@ func (j *job) keep(store *eventstore.Store) error {
 		return fmt.Errorf("keep the blueprint of %s: %w", j.playbook.Name, err)
 	}
 	return store.Bucket(blueprints).Put(j.playbook.Name, data)
+}
+
+// sequences lists the moved sequences by their names on the source, and where the rules give their
+// columns another place the columns on the target that they feed.
+func (b *blueprint) sequences() (names []schema.Name, serials map[schema.Name]fence.Serial) {
+	serials = map[schema.Name]fence.Serial{}
+	for _, s := range b.Sequences {
+		names = append(names, s.Name)
+		for i := range b.Mappings {
+			m := &b.Mappings[i]
+			if s.OwnerTable == nil || *s.OwnerTable != m.Source.Name || !m.Reshaped() {
+				continue
+			}
+			if c := slices.IndexFunc(m.Columns, func(c transform.Column) bool { return c.Source == s.OwnerColumn }); c >= 0 {
+				serials[s.Name] = fence.Serial{Table: m.Target, Column: m.Columns[c].Target}
+			}
+		}
+	}
+	return names, serials
 }
 
 // targets lists the moved tables by their names on each side.

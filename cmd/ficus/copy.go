@@ -164,8 +164,9 @@ func copySnapshot(ctx context.Context, j *job, screen *console) (snapshot.Result
 // copySequences sets the target's sequences to where the source's stand (they may be ahead of the
 // snapshot, never behind it), and takes what the copy noted there away.
 func copySequences(ctx context.Context, j *job) error {
+	names, serials := j.plan.sequences()
 	open := func(c fence.Config) (*fence.Database, error) {
-		c.Sequences = j.plan.Sequences
+		c.Sequences = names
 		return fence.New(ctx, c)
 	}
 	source, err := open(fence.Config{DSN: j.source, Self: migrate.Source})
@@ -173,7 +174,7 @@ func copySequences(ctx context.Context, j *job) error {
 		return err
 	}
 	defer source.Close()
-	target, err := open(fence.Config{DSN: j.target, Self: migrate.Target})
+	target, err := open(fence.Config{DSN: j.target, Self: migrate.Target, Serials: serials})
 	if err != nil {
 		return err
 	}

@@ -87,11 +87,12 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 
 func (e *engine) wireDatabases(ctx context.Context) error {
 	source, target := e.job.plan.targets()
+	sequences, serials := e.job.plan.sequences()
 	for side, c := range map[migrate.Side]fence.Config{
 		migrate.Source: {DSN: e.job.source, Tables: source},
-		migrate.Target: {DSN: e.job.target, Tables: target},
+		migrate.Target: {DSN: e.job.target, Tables: target, Serials: serials},
 	} {
-		c.Self, c.Sequences = side, e.job.plan.Sequences
+		c.Self, c.Sequences = side, sequences
 		db, err := fence.New(ctx, c)
 		if err != nil {
 			e.Close()

@@ -44,8 +44,11 @@ type Config struct {
 	Self migrate.Side
 	// Tables are the moved tables on this side; partitions of these are found here.
 	Tables []schema.Name
-	// Sequences are the moved sequences on this side.
+	// Sequences are the moved sequences, by the names that both sides use for them. One that feeds a
+	// column of a table which a rule made may have another name here: Serials says by which column
+	// it is found.
 	Sequences []schema.Name
+	Serials   map[schema.Name]Serial
 
 	// LockTimeout bounds how long the application may wait behind Arm for one table.
 	// Default 200 ms.

@@ -12,9 +12,16 @@ import (
 	"github.com/ficus-migrate/ficus/schema"
 )
 
+// A Serial is a column whose values a sequence of its own gives: an identity or serial column.
+type Serial struct {
+	Table  schema.Name
+	Column string
+}
+
 // A sequence as it stands: what nextval would return, and its bounds.
 type sequence struct {
-	name      string
+	name      string // as both sides know it
+	relation  string // as this side calls it
 	next      int64
 	increment int64
 	min, max  int64
@@ -53,7 +60,7 @@ func (d *Database) SetSequences(ctx context.Context, seqs []migrate.Sequence, he
 		}
 		next := clampedAdd(want.Next, s.increment, headroom, s.min, s.max)
 		if s.increment > 0 && next > s.next || s.increment < 0 && next < s.next {
-			names, values = append(names, s.name), append(values, next)
+			names, values = append(names, s.relation), append(values, next)
 		}
 	}
 	if len(names) == 0 {
@@ -63,22 +70,36 @@ func (d *Database) SetSequences(ctx context.Context, seqs []migrate.Sequence, he
 	return d.wrap("set the sequences", err)
 }
 
+// findSequences resolves names: the sequence that a Serial's column owns, else the one of that name.
+const findSequences = `
+	WITH wanted AS (
+		SELECT n, coalesce((
+			SELECT d.objid::regclass FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+				JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+			WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+				AND d.refobjid = to_regclass(nullif(t, '')) AND a.attname = col
+			ORDER BY d.objid LIMIT 1), to_regclass(n)) AS relation
+		FROM unnest($1::text[], $2::text[], $3::text[]) u(n, t, col))
+	SELECT n, relation::text, s.seqincrement, s.seqmin, s.seqmax
+	FROM wanted JOIN pg_sequence s ON s.seqrelid = relation ORDER BY 1`
+
 // readSequences reads those of cfg.Sequences that exist, in one statement: pg_sequences hides the
 // value of a sequence that was set but not called yet, so each relation is read itself.
 func (d *Database) readSequences(ctx context.Context) ([]sequence, error) {
-	names := make([]string, len(d.cfg.Sequences))
+	names, tables, columns := make([]string, len(d.cfg.Sequences)), make([]string, len(d.cfg.Sequences)), make([]string, len(d.cfg.Sequences))
 	for i, n := range d.cfg.Sequences {
 		names[i] = n.String()
+		if serial, ok := d.cfg.Serials[n]; ok {
+			tables[i], columns[i] = serial.Table.String(), serial.Column
+		}
 	}
-	rows, err := d.pool.Query(ctx, `
-		SELECT n, s.seqincrement, s.seqmin, s.seqmax
-		FROM unnest($1::text[]) n JOIN pg_sequence s ON s.seqrelid = to_regclass(n) ORDER BY 1`, names)
+	rows, err := d.pool.Query(ctx, findSequences, names, tables, columns)
 	if err != nil {
 		return nil, err
 	}
 	seqs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (sequence, error) {
 		var s sequence
-		err := row.Scan(&s.name, &s.increment, &s.min, &s.max)
+		err := row.Scan(&s.name, &s.relation, &s.increment, &s.min, &s.max)
 		return s, err
 	})
 	if err != nil || len(seqs) == 0 {
@@ -90,7 +111,7 @@ func (d *Database) readSequences(ctx context.Context) ([]sequence, error) {
 		if i > 0 {
 			union.WriteString(" UNION ALL ")
 		}
-		fmt.Fprintf(&union, "SELECT %s, last_value, is_called FROM %s", schema.QuoteLiteral(s.name), s.name)
+		fmt.Fprintf(&union, "SELECT %s, last_value, is_called FROM %s", schema.QuoteLiteral(s.name), s.relation)
 	}
 	byName := make(map[string]*sequence, len(seqs))
 	for i := range seqs {
