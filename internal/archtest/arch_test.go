@@ -67,7 +67,7 @@ func ours(imports []string) []string {
 
 // testOnly reports whether the package exists only for tests.
 func testOnly(name string) bool {
-	return strings.HasSuffix(name, "test") || name == "internal/faultpg" || strings.HasPrefix(name, "test/")
+	return strings.HasSuffix(name, "test") || name == "internal/faultpg" || name == "internal/fidelity" || strings.HasPrefix(name, "test/")
 }
 
 // levelOf returns the line that a package stands on. One of a folder that the lists name as a whole

@@ -36,6 +36,7 @@ type targetColumn struct {
 	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE cannot set it
 	base      string // type without modifier, domains resolved: a cast to it never truncates
 	full      string // type as declared
+	domain    bool   // over base
 	equal     string // OPERATOR(schema.=): there is no search_path to find it by
 	input     string // call of the type's input function on %s, where a cast from text would do something else; else ""
 }
@@ -47,6 +48,16 @@ func (c *targetColumn) cast(text string) string {
 		return strings.ReplaceAll(c.input, "%s", text)
 	}
 	return text + "::" + c.base
+}
+
+// compared returns SQL for the column of row t as an operand of equal. There are domains for which
+// PostgreSQL finds no operator: it does not take one over an enum for an enum.
+func (c *targetColumn) compared() string {
+	column := "t." + schema.QuoteIdent(c.name)
+	if c.domain {
+		return column + "::" + c.base
+	}
+	return column
 }
 
 // catalogSQL lists the columns of the tables named by two arrays, schemas and names.
@@ -71,7 +82,7 @@ SELECT k.nspname, k.relname, k.relkind = 'p',
 	EXISTS (SELECT FROM pg_trigger g WHERE NOT g.tgisinternal AND g.tgenabled IN ('A', 'R') AND g.tgname <> 'ficus_fence'
 		AND (g.tgrelid = k.relid OR g.tgrelid IN (SELECT relid FROM pg_partition_tree(k.relid)))),
 	k.attname, k.attgenerated <> '', k.attidentity = 'a',
-	format_type(b.oid, -1), format_type(k.atttypid, k.atttypmod),
+	format_type(b.oid, -1), format_type(k.atttypid, k.atttypmod), b.oid <> k.atttypid,
 	coalesce(e.op, 'OPERATOR(pg_catalog.=)'), coalesce(i.call, '')
 FROM cols k
 JOIN base b ON b.typ = k.atttypid AND b.typtype <> 'd'
@@ -107,7 +118,7 @@ func loadTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mappi
 	var t target
 	var c targetColumn
 	_, err = pgx.ForEachRow(rows, []any{
-		&name.Schema, &name.Name, &t.root, &t.ordered, &c.name, &c.generated, &c.always, &c.base, &c.full, &c.equal, &c.input,
+		&name.Schema, &name.Name, &t.root, &t.ordered, &c.name, &c.generated, &c.always, &c.base, &c.full, &c.domain, &c.equal, &c.input,
 	}, func() error {
 		tt := targets[name]
 		if tt == nil {

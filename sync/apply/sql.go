@@ -170,7 +170,7 @@ func (s *shape) assignments(b *builder) string {
 func (s *shape) found(b *builder) string {
 	var on []string
 	for i, k := range s.table.key {
-		on = append(on, fmt.Sprintf("t.%s %s %s", schema.QuoteIdent(k.name), k.equal, k.cast(b.param(true, i))))
+		on = append(on, fmt.Sprintf("%s %s %s", k.compared(), k.equal, k.cast(b.param(true, i))))
 	}
 	return strings.Join(on, " AND ")
 }

@@ -44,30 +44,30 @@ func Format(m *transform.Mapping, target []schema.Column) (format, reason string
 			return Text, fmt.Sprintf("column %q is %s on the source and %s on the target", c.Target, from.SQL, to.SQL)
 		case !from.BuiltIn():
 			return Text, fmt.Sprintf("column %q is of type %s, which is not built in", c.Target, from.SQL)
-		case namesAnObject(from.OID):
-			return Text, fmt.Sprintf("column %q is of type %s, whose binary form is a number that differs between databases", c.Target, from.SQL)
-		case from.OID == aclitemOID || from.OID == aclitemArrayOID:
-			return Text, fmt.Sprintf("column %q is of type %s, which has no binary form", c.Target, from.SQL)
+		case from.Kind == 'c':
+			return Text, fmt.Sprintf("column %q is of type %s, a row type of the catalog, which versions change", c.Target, from.SQL)
+		}
+		if why := unfit(from.OID); why != "" {
+			return Text, fmt.Sprintf("column %q is of type %s, %s", c.Target, from.SQL, why)
 		}
 	}
 	return Binary, ""
 }
 
-// OIDs of aclitem and aclitem[]. Source: PostgreSQL's pg_type.dat, as for namesAnObject.
-const (
-	aclitemOID      = 1033
-	aclitemArrayOID = 1034
-)
-
-// namesAnObject reports whether a built-in type is one of the reg types or an array of them: the
-// text form is the name of a table, function, type and so on, the binary form its OID.
-func namesAnObject(oid uint32) bool {
+// unfit returns why the binary form of a built-in type or an array of it does not carry every value,
+// or "". Source of the OIDs: PostgreSQL's pg_type.dat.
+func unfit(oid uint32) string {
 	switch oid {
 	case 24, 2202, 2203, 2204, 2205, 2206, // regproc, regprocedure, regoper, regoperator, regclass, regtype
 		1008, 2207, 2208, 2209, 2210, 2211, // their arrays
 		3734, 3735, 3769, 3770, // regconfig, regdictionary
 		4089, 4090, 4096, 4097, 4191, 4192: // regnamespace, regrole, regcollation
-		return true
+		return "whose binary form is a number that differs between databases"
+	case 1033, 1034: // aclitem
+		return "which has no binary form"
+	case 3615, 3645, // tsquery
+		22, 1006, 30, 1013: // int2vector, oidvector
+		return "whose empty value PostgreSQL writes in binary and does not read again"
 	}
-	return false
+	return ""
 }

@@ -1,0 +1,16 @@
+package fidelity
+
+import (
+	"flag"
+	"os"
+	"testing"
+
+	"github.com/ficus-migrate/ficus/internal/pgtest"
+)
+
+var update = flag.Bool("update", false, "write docs/fidelity.md anew") //nolint:gochecknoglobals // a flag of the test binary
+
+func TestMain(m *testing.M) { pgtest.Main(m, pgtest.CheckLeaks()) }
+
+// long reports whether the long forms are wanted.
+func long() bool { return os.Getenv("FICUS_TEST_LONG") != "" }

@@ -1,0 +1,75 @@
+package fidelity
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ficus-migrate/ficus/internal/pgtest"
+)
+
+// versions are those that Ficus reads and writes.
+func versions() []int { return []int{13, 14, 15, 16, 17, 18} }
+
+// pairs returns the versions to run between: {0, 0} is the default one on both sides.
+func pairs() [][2]int {
+	if !long() {
+		return [][2]int{{0, 0}, {13, 18}}
+	}
+	var all [][2]int
+	for _, from := range versions() {
+		for _, to := range versions() {
+			all = append(all, [2]int{from, to})
+		}
+	}
+	return all
+}
+
+// databases makes a database on each side, of the versions that the machine has.
+func databases(t *testing.T, versions [2]int) (from, to *pgtest.Database) {
+	t.Helper()
+	return pgtest.DB(t, pgtest.Version(versions[0])), pgtest.DB(t, pgtest.Version(versions[1]))
+}
+
+// Every type, its odd values, changed in every way.
+func TestTypes(t *testing.T) {
+	t.Parallel()
+	seen := map[[2]int]bool{}
+	for _, versions := range pairs() {
+		t.Run(fmt.Sprintf("%dto%d", versions[0], versions[1]), func(t *testing.T) {
+			from, to := databases(t, versions)
+			if at := [2]int{from.Major, to.Major}; seen[at] {
+				t.Logf("%d to %d was done already", from.Major, to.Major)
+				return
+			} else {
+				seen[at] = true
+			}
+			testTypes(t, from, to)
+		})
+	}
+}
+
+func testTypes(t *testing.T, from, to *pgtest.Database) {
+	t.Helper()
+	major := min(from.Major, to.Major)
+	chosen := slices.DeleteFunc(kinds(), func(k kind) bool { return k.since > major })
+
+	var ddl strings.Builder
+	for i := range chosen {
+		ddl.WriteString(chosen[i].ddl())
+	}
+	to.Exec(t, "CREATE TYPE other_numbers AS ENUM ('so that types get other OIDs');"+ddl.String())
+	from.Exec(t, ddl.String())
+	for i := range chosen {
+		from.Exec(t, chosen[i].rows(major))
+	}
+
+	p := start(t, from, to)
+	for i := range chosen {
+		for _, txn := range chosen[i].changes(major) {
+			from.Exec(t, txn)
+		}
+	}
+	p.equal(t)
+}
