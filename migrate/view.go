@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -79,6 +80,8 @@ func (m *Migration) verdictLocked() RollbackVerdict {
 		because = append(because, "the reverse link does not run")
 	case l.lag == nil:
 		because = append(because, "the reverse link's lag is not measured yet")
+	case l.lag.Time > m.cfg.Settings.Budgets.Drain:
+		because = append(because, fmt.Sprintf("the reverse link is %s behind, more than a rollback may take to drain", l.lag.Time.Round(time.Second)))
 	}
 	return RollbackVerdict{Safe: len(because) == 0, Because: because}
 }

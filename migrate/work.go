@@ -150,7 +150,7 @@ func (m *Migration) proved(p Proof, owner Side, fenced bool) error {
 		where = ", for example " + p.Samples[0]
 	}
 	return hint.Wrap(fmt.Errorf("%w: %d differences in %d rows%s", ErrDifferences, p.Differences, p.Rows, where),
-		"look at them with ficus verify, mend them (ficus verify --repair), then: ficus promote %s", m.cfg.Name)
+		"ficus verify with --source and --target shows the rows; mend them on the side that does not own the data (with session_replication_role = replica), then: ficus promote %s", m.cfg.Name)
 }
 
 func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {

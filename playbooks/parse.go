@@ -32,8 +32,8 @@ func (e *Error) Error() string {
 }
 
 var (
-	reference = regexp.MustCompile(`\$\{([^}]*)\}`)           //nolint:gochecknoglobals // compiled once, never written
-	nameForm  = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,39}$`) //nolint:gochecknoglobals // as above
+	reference = regexp.MustCompile(`\$\{([^}]*)\}`)
+	nameForm  = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,39}$`)
 )
 
 // Parse reads a playbook. file names it in errors; params fill its parameters and, under the keys
@@ -92,35 +92,39 @@ func checkKeys(file string, node ast.Node, t reflect.Type) error {
 		t = t.Elem()
 	}
 	m, ok := node.(ast.MapNode)
-	if !ok {
-		return nil
+	if !ok || t.Kind() != reflect.Struct && t.Kind() != reflect.Map {
+		return nil // of another type than the decoder wants, or without keys of ours
 	}
 	for it := m.MapRange(); it.Next(); {
 		var next reflect.Type
-		switch t.Kind() {
-		case reflect.Struct:
-			key := it.Key().String()
-			fields := reflect.VisibleFields(t)
-			i := slices.IndexFunc(fields, func(f reflect.StructField) bool { return f.Tag.Get("yaml") == key })
-			if i < 0 {
-				err := &Error{file, line(it.Key()), fmt.Sprintf("unknown key %q", key)}
-				known := make([]string, len(fields))
-				for i, f := range fields {
-					known[i] = f.Tag.Get("yaml")
-				}
-				return hint.Suggest(err, key, known)
+		if t.Kind() == reflect.Struct {
+			field, err := knownKey(file, it.Key(), t)
+			if err != nil {
+				return err
 			}
-			next = fields[i].Type
-		case reflect.Map:
+			next = field.Type
+		} else {
 			next = t.Elem()
-		default:
-			return nil
 		}
 		if err := checkKeys(file, it.Value(), next); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// knownKey returns the field of struct type t that a key stands for.
+func knownKey(file string, key ast.MapKeyNode, t reflect.Type) (reflect.StructField, error) {
+	fields := reflect.VisibleFields(t)
+	known := make([]string, len(fields))
+	for i, f := range fields {
+		known[i] = f.Tag.Get("yaml")
+		if known[i] == key.String() {
+			return f, nil
+		}
+	}
+	err := &Error{file, line(key), fmt.Sprintf("unknown key %q", key.String())}
+	return reflect.StructField{}, hint.Suggest(err, key.String(), known)
 }
 
 // paramValues joins the declared parameters with the given ones.
@@ -237,8 +241,7 @@ func (p *Playbook) validate(file string) error {
 
 // decodeError turns the YAML library's errors into ours, with their line.
 func decodeError(file string, err error) error {
-	var ye yaml.Error
-	if errors.As(err, &ye) {
+	if ye, ok := errors.AsType[yaml.Error](err); ok {
 		e := &Error{File: file, Msg: ye.GetMessage()}
 		if tk := ye.GetToken(); tk != nil && tk.Position != nil {
 			e.Line = tk.Position.Line

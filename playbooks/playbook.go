@@ -15,14 +15,14 @@ type Playbook struct {
 	Source string `yaml:"source" json:"source" jsonschema:"required,description=Connection string of the database that is moved"`
 	Target string `yaml:"target" json:"target" jsonschema:"required,description=Connection string of the database that it is moved to"`
 
-	Select  Select           `yaml:"select" json:"select,omitempty" jsonschema:"description=Which tables are moved; default all"`
-	Schema  SchemaCopy       `yaml:"schema" json:"schema,omitempty" jsonschema:"description=How the target's tables are made"`
+	Select  Select           `yaml:"select" json:"select,omitzero" jsonschema:"description=Which tables are moved; default all"`
+	Schema  SchemaCopy       `yaml:"schema" json:"schema,omitzero" jsonschema:"description=How the target's tables are made"`
 	Tables  map[string]Table `yaml:"tables" json:"tables,omitempty" jsonschema:"description=Rules by source table (schema.table)"`
-	Copy    Copy             `yaml:"copy" json:"copy,omitempty" jsonschema:"description=The initial load"`
-	Follow  Follow           `yaml:"follow" json:"follow,omitempty" jsonschema:"description=Following the source's changes"`
-	Gates   Gates            `yaml:"gates" json:"gates,omitempty" jsonschema:"description=Conditions for going on"`
-	Promote Promote          `yaml:"promote" json:"promote,omitempty" jsonschema:"description=The change of owner"`
-	Router  Router           `yaml:"router" json:"router,omitempty" jsonschema:"description=What leads clients to the owner"`
+	Copy    Copy             `yaml:"copy" json:"copy,omitzero" jsonschema:"description=The initial load"`
+	Follow  Follow           `yaml:"follow" json:"follow,omitzero" jsonschema:"description=Following the source's changes"`
+	Gates   Gates            `yaml:"gates" json:"gates,omitzero" jsonschema:"description=Conditions for going on"`
+	Promote Promote          `yaml:"promote" json:"promote,omitzero" jsonschema:"description=The change of owner"`
+	Router  Router           `yaml:"router" json:"router,omitzero" jsonschema:"description=What leads clients to the owner"`
 
 	Until string `yaml:"until" json:"until,omitempty" jsonschema:"description=The phase to stop at; default promoted,enum=following,enum=verifying,enum=reads-switched,enum=promoted"`
 }
@@ -31,7 +31,6 @@ type Playbook struct {
 type Param struct {
 	Description string  `yaml:"description" json:"description,omitempty"`
 	Default     *string `yaml:"default" json:"default,omitempty" jsonschema:"description=Without one the parameter must be given"`
-	Secret      bool    `yaml:"secret" json:"secret,omitempty" jsonschema:"description=Never shown"`
 }
 
 // Select chooses tables by patterns: "public.*", "public.users", "*.audit_*".
@@ -42,7 +41,7 @@ type Select struct {
 
 // SchemaCopy says how the target's tables come to be.
 type SchemaCopy struct {
-	Copy   *bool  `yaml:"copy" json:"copy,omitempty" jsonschema:"description=Copy the source's schema with pg_dump; default true. When false every table must be there already"`
+	Copy   *bool  `yaml:"copy" json:"copy,omitzero" jsonschema:"description=Copy the source's schema with pg_dump; default true. When false every table must be there already"`
 	Before string `yaml:"before" json:"before,omitempty" jsonschema:"description=SQL that is run on the target before its tables are made"`
 	After  string `yaml:"after" json:"after,omitempty" jsonschema:"description=SQL that is run on the target after the load; indexes for example"`
 }
@@ -81,7 +80,7 @@ type Gates struct {
 type Promote struct {
 	Reads       Percentages `yaml:"reads" json:"reads,omitempty" jsonschema:"description=Steps in which read-only traffic moves to the target before the promotion; default 10 50 100"`
 	ReadsWatch  Duration    `yaml:"reads_watch" json:"reads_watch,omitempty" jsonschema:"description=How long each step is watched; default 2s"`
-	HoldBudget  Duration    `yaml:"hold_budget" json:"hold_budget,omitempty" jsonschema:"description=Longest wait for transactions in flight; default 10s"`
+	HoldBudget  Duration    `yaml:"hold_budget" json:"hold_budget,omitempty" jsonschema:"description=Longest wait for transactions in flight; default 5s"`
 	FenceBudget Duration    `yaml:"fence_budget" json:"fence_budget,omitempty" jsonschema:"description=Longest wait for writers that passed the gate; default 5s"`
 	DrainBudget Duration    `yaml:"drain_budget" json:"drain_budget,omitempty" jsonschema:"description=Longest wait until the target has seen the last write; default 10s"`
 	ProofBudget Duration    `yaml:"proof_budget" json:"proof_budget,omitempty" jsonschema:"description=Longest comparison under the fence; default 10s"`
@@ -122,7 +121,7 @@ func (p *Playbook) setDefaults() {
 		p.Promote.Reads = Percentages{10, 50, 100}
 	}
 	def(&p.Promote.ReadsWatch, Duration(2*time.Second))
-	def(&p.Promote.HoldBudget, Duration(10*time.Second))
+	def(&p.Promote.HoldBudget, Duration(5*time.Second))
 	def(&p.Promote.FenceBudget, Duration(5*time.Second))
 	def(&p.Promote.DrainBudget, Duration(10*time.Second))
 	def(&p.Promote.ProofBudget, Duration(10*time.Second))

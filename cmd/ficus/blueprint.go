@@ -83,7 +83,7 @@ func (j *job) read(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 
 	p := *j.playbook
 	p.Source, p.Target = "", ""
@@ -112,8 +112,7 @@ func (j *job) read(ctx context.Context) error {
 func (b *blueprint) invert() {
 	for i := range b.Mappings {
 		inverse, err := b.Mappings[i].Inverse()
-		var lossy *transform.LossyError
-		if errors.As(err, &lossy) {
+		if lossy, ok := errors.AsType[*transform.LossyError](err); ok {
 			for _, reason := range lossy.Reasons {
 				b.Lossy = append(b.Lossy, lossy.Table.Display()+": "+reason)
 			}
@@ -167,7 +166,7 @@ func (j *job) tools(ctx context.Context) (dump.Tools, error) {
 	if err != nil {
 		return dump.Tools{}, err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 	info, err := inspect.Server(ctx, conn)
 	if err != nil {
 		return dump.Tools{}, err
@@ -233,7 +232,7 @@ func databaseID(ctx context.Context, dsn pg.DSN) string {
 	if err != nil {
 		return ""
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer conn.Close(context.WithoutCancel(ctx))
 	var id string
 	err = conn.QueryRow(ctx, `SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || oid FROM pg_database WHERE datname = current_database()`).Scan(&id)
 	if err != nil {

@@ -144,7 +144,7 @@ func (l *leftovers) close(ctx context.Context) {
 		l.db.Close()
 	}
 	if l.conn != nil {
-		l.conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+		_ = l.conn.Close(context.WithoutCancel(ctx)) // nothing depends on a clean goodbye
 	}
 }
 

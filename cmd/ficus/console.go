@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -64,12 +63,18 @@ func (c *console) close() {
 }
 
 // say prints one line above the bars.
-func (c *console) say(text string) {
-	var w io.Writer = c.app.stdout
+func (c *console) say(text string) { c.sayAt(time.Now(), text) }
+
+// sayAt is say for what happened at another time.
+func (c *console) sayAt(at time.Time, text string) {
+	if at.IsZero() {
+		at = time.Now()
+	}
+	w := c.app.stdout
 	if c.screen != nil && !c.over.Load() {
 		w = c.screen
 	}
-	fmt.Fprintf(w, "%s  %s\n", time.Now().Format("15:04:05"), text) //nolint:errcheck // a closed standard output is no reason to stop a migration
+	fmt.Fprintf(w, "%s  %s\n", at.Local().Format(time.TimeOnly), text)
 }
 
 // goesOn tells that a phase which an earlier process entered goes on.
@@ -92,23 +97,23 @@ func (c *console) event(e migrate.Event) {
 		return // the footer shows it
 	case "step":
 		if text := stepText(e); text != "" {
-			c.say("  " + text)
+			c.sayAt(e.Time, "  "+text)
 		}
 	case "finding":
-		c.say("  " + findingText(decode[migrate.Finding](e.Data["finding"])))
+		c.sayAt(e.Time, "  "+findingText(decode[migrate.Finding](e.Data["finding"])))
 	case "phase":
-		c.say(bold(c.screen != nil, strings.ReplaceAll(e.Message, "\n", "; ")))
+		c.sayAt(e.Time, bold(c.screen != nil, strings.ReplaceAll(e.Message, "\n", "; ")))
 	case "error", "link":
-		c.say("! " + e.Message)
+		c.sayAt(e.Time, "! "+e.Message)
 		if st := c.status(); st.Hint != "" {
-			c.say("  hint: " + st.Hint)
+			c.sayAt(e.Time, "  hint: "+st.Hint)
 		}
 	default:
 		text := "  " + e.Message
 		if e.Actor != "" {
 			text += " (by " + e.Actor + ")"
 		}
-		c.say(text)
+		c.sayAt(e.Time, text)
 	}
 }
 

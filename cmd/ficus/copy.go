@@ -109,7 +109,7 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
+	defer os.RemoveAll(dir)
 
 	screen := a.newConsole(func() migrate.Status { return migrate.Status{Phase: migrate.Copying} })
 	defer screen.close()
@@ -144,7 +144,7 @@ func copySnapshot(ctx context.Context, j *job, screen *console) (snapshot.Result
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	defer holder.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it holds nothing but the snapshot
+	defer holder.Close(context.WithoutCancel(ctx))
 	if _, err := holder.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
 		return snapshot.Result{}, fmt.Errorf("hold a snapshot: %w", err)
 	}

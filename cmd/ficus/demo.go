@@ -150,7 +150,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.app.dataDir = d.ground.dir
-	store, err := d.app.openStore(d.log) //nolint:contextcheck // the store's logger needs none
+	store, err := d.app.openStore(d.log)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.open(ctx, store); err != nil {
 		return err
 	}
-	defer d.engine.Close() //nolint:contextcheck // it says goodbye although ctx is done
+	defer d.engine.Close()
 
 	// What runs beside the script ends after the script, so that clients can be sent home first.
 	g, beside := errgroup.WithContext(context.WithoutCancel(ctx))
@@ -197,8 +197,8 @@ func (d *demo) open(ctx context.Context, store *eventstore.Store) error {
 	if d.engine, err = m.add(ctx, j, true, d.story.event); err != nil {
 		return err
 	}
-	if d.server, err = d.app.newServer(m, serverFlags{listen: d.flags.listen}, d.log); err != nil { //nolint:contextcheck // each request has its own
-		d.engine.Close() //nolint:contextcheck // as above
+	if d.server, err = d.app.newServer(m, serverFlags{listen: d.flags.listen}, d.log); err != nil {
+		d.engine.Close()
 		return err
 	}
 	return nil

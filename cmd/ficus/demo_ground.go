@@ -35,7 +35,7 @@ type demoGround struct {
 
 // prepare finds PostgreSQL, starts two clusters and fills the shop in the older one.
 func (d *demo) prepare(ctx context.Context) error {
-	found, err := pgserver.Find() //nolint:contextcheck // looking for binaries takes no context
+	found, err := pgserver.Find()
 	if err != nil {
 		return err
 	}

@@ -29,8 +29,11 @@ func TestKillAnywhere(t *testing.T) {
 	}
 	gateway, address := freeAddrs(t)
 	dir := t.TempDir()
-	args := []string{"run", "cluster-move", "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", address, "-p", "reads="}
+	args := []string{"run", "cluster-move", "--name", nameFor(source), "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", address, "-p", "reads="}
 
+	client, err := api.NewClient("http://"+address, "")
+	must(t, err)
+	defer client.Close()
 	var ledger shop.Ledger
 	ctx, stopLoad := context.WithCancel(t.Context())
 	defer stopLoad()
@@ -43,7 +46,7 @@ func TestKillAnywhere(t *testing.T) {
 
 	for i := range kills {
 		alive, dead := context.WithCancel(ctx)
-		go flipFlop(alive, t, "http://"+address)
+		go flipFlop(alive, client, nameFor(source))
 		// A change of owner takes about four seconds, most of them the lag gate.
 		timer := time.NewTimer(time.Duration(rand.Int64N(int64(6 * time.Second))))
 		select {
@@ -57,17 +60,14 @@ func TestKillAnywhere(t *testing.T) {
 		p = ficus(t, dir, args...)
 	}
 
-	client, err := api.NewClient("http://"+address, "")
-	must(t, err)
-	defer client.Close()
 	var s migrate.Status
 	pgtest.Eventually(t, "the migration to rest", func() bool {
-		s, err = client.Get(t.Context(), "cluster-move")
+		s, err = client.Get(t.Context(), nameFor(source))
 		return err == nil && (s.Phase == migrate.Promoted || s.Phase == migrate.RolledBack) && s.Lag != nil && s.Lag.Bytes < 1<<20
 	})
 	stopLoad()
 	must(t, <-loaded)
-	proof, err := client.Verify(t.Context(), "cluster-move")
+	proof, err := client.Verify(t.Context(), nameFor(source))
 	must(t, err)
 	if proof.Differences != 0 || proof.Rows == 0 {
 		t.Errorf("both databases: %+v", proof)
@@ -82,13 +82,7 @@ func TestKillAnywhere(t *testing.T) {
 }
 
 // flipFlop asks for the next change of owner, whatever it is, until ctx ends.
-func flipFlop(ctx context.Context, t *testing.T, address string) {
-	client, err := api.NewClient(address, "")
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	defer client.Close()
+func flipFlop(ctx context.Context, client *api.Client, name string) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -97,7 +91,7 @@ func flipFlop(ctx context.Context, t *testing.T, address string) {
 			return
 		case <-tick.C:
 		}
-		s, err := client.Get(ctx, "cluster-move")
+		s, err := client.Get(ctx, name)
 		if err != nil {
 			continue // it is starting
 		}
@@ -106,7 +100,7 @@ func flipFlop(ctx context.Context, t *testing.T, address string) {
 			verb = migrate.Rollback
 		}
 		if s.Phase == migrate.Promoted || s.Phase == migrate.RolledBack {
-			_ = client.Do(ctx, "cluster-move", migrate.Command{Verb: verb, Actor: "test", Wait: true}) // may be killed in the middle
+			_ = client.Do(ctx, name, migrate.Command{Verb: verb, Actor: "test", Wait: true}) // may be killed in the middle
 		}
 	}
 }

@@ -266,13 +266,21 @@ func (m *manager) drive(e *engine) {
 	})
 }
 
-// resumed waits until somebody asks a failed migration to go on; false when ctx ends first.
+// resumed waits until somebody wants a failed migration to go on, or to end; false when ctx ends
+// first. A command that came since the failure counts, however soon it came.
 func resumed(ctx context.Context, m *migrate.Migration) bool {
-	for e, err := range m.Subscribe(ctx, m.Status().Seq) {
+	now, asked := m.Status().Seq, false
+	for e, err := range m.Subscribe(ctx, 0) {
 		if err != nil {
 			return false
 		}
-		if e.Type == "command" && e.Message == string(migrate.Resume) {
+		switch e.Type {
+		case "phase":
+			asked = false // what was asked before was answered by this
+		case "command":
+			asked = asked || slices.Contains([]migrate.Verb{migrate.Resume, migrate.Cancel, migrate.Complete}, migrate.Verb(e.Message))
+		}
+		if asked && e.Seq >= now {
 			return true
 		}
 	}

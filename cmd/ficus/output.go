@@ -40,7 +40,7 @@ func (a *app) print(line string, result bool) {
 	a.out.Lock()
 	defer a.out.Unlock()
 	a.out.result = result
-	fmt.Fprintln(a.stdout, line) //nolint:errcheck // a closed standard output is no reason to stop a migration
+	fmt.Fprintln(a.stdout, line)
 }
 
 // fields turns a struct with JSON tags into a map, for line.
@@ -121,6 +121,6 @@ func table(w io.Writer, rows [][]string) {
 				b.WriteString(strings.Repeat(" ", width[i]-len([]rune(cell))+2))
 			}
 		}
-		fmt.Fprintln(w, strings.TrimRight(b.String(), " ")) //nolint:errcheck // as above
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
 	}
 }

@@ -73,7 +73,7 @@ func (a *app) printPlan(j *job) {
 		return
 	}
 	table(a.stdout, rows)
-	fmt.Fprintf(a.stdout, "\nmade in the databases, and removed at the end:\n  %s\n\n", strings.Join(j.objects(), "\n  ")) //nolint:errcheck // as in line
+	fmt.Fprintf(a.stdout, "\nmade in the databases, and removed at the end:\n  %s\n\n", strings.Join(j.objects(), "\n  "))
 	steps := [][]string{{"PHASE", "STEP", "BUDGET", "DOES"}}
 	for _, s := range migrate.Steps(j.settings(false)) {
 		budget := "-"
@@ -86,7 +86,7 @@ func (a *app) printPlan(j *job) {
 		steps = append(steps, []string{string(s.Phase), s.Name, budget, s.Does})
 	}
 	table(a.stdout, steps)
-	fmt.Fprintf(a.stdout, "  * clients wait\n\n") //nolint:errcheck // as in line
+	fmt.Fprintf(a.stdout, "  * clients wait\n\n")
 }
 
 func rule(where string, columns int) string {

@@ -81,9 +81,8 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 // refuse says on standard error what went wrong and what to do about it, in two lines. With --json the
 // same is the result, so that whoever reads standard output alone is told as well.
 func (a *app) refuse(cmd *cobra.Command, err error) int {
-	var se *statusError
 	status := exitFailed
-	if errors.As(err, &se) {
+	if se, ok := errors.AsType[*statusError](err); ok {
 		status = se.status
 		if se.err == nil {
 			return status
@@ -97,7 +96,7 @@ func (a *app) refuse(cmd *cobra.Command, err error) int {
 	default:
 		advice = "more is in the log: --log-level debug"
 	}
-	fmt.Fprintf(a.stderr, "ficus: %s\nhint: %s\n", message, advice) //nolint:errcheck // there is nowhere else to tell
+	fmt.Fprintf(a.stderr, "ficus: %s\nhint: %s\n", message, advice)
 	if a.json {
 		result := map[string]any{"error": message, "hint": advice, "status": status}
 		maps.Copy(result, a.facts)

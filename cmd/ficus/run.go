@@ -108,7 +108,7 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 	})
 	g.Go(func() error {
 		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err != nil {
-			return nil // what went wrong is Run's to say
+			return nil //nolint:nilerr // what went wrong is Run's to say
 		}
 		s := e.settled(stop)
 		if s.Phase == began && began == migrate.Following { // it has caught up with what happened meanwhile

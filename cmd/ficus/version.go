@@ -10,7 +10,7 @@ import (
 )
 
 // version is set by the linker in releases.
-var version string //nolint:gochecknoglobals // -ldflags -X needs a variable
+var version string
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{

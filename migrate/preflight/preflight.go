@@ -54,12 +54,12 @@ func Run(ctx context.Context, cfg Config) ([]migrate.Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	defer source.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer source.Close(context.WithoutCancel(ctx))
 	target, err := cfg.Target.Connect(ctx, "check")
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	defer target.Close(context.WithoutCancel(ctx)) //nolint:errcheck // as above
+	defer target.Close(context.WithoutCancel(ctx))
 
 	var r report
 	src, err := inspect.Server(ctx, source)

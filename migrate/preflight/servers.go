@@ -39,13 +39,11 @@ func (r *report) servers(cfg Config, src, dst inspect.Info) {
 	if cfg.Follows {
 		r.follows("source", src)
 	}
-	if cfg.Promotes && len(cfg.Lossy) == 0 {
+	if cfg.Promotes && len(cfg.Lossy) == 0 { // for the way back
 		r.follows("target", dst)
+		r.applies("source", src)
 	}
-	if !dst.CanSetReplicationRole {
-		r.add(fail, "replication-role", "target", fmt.Sprintf("GRANT SET ON PARAMETER session_replication_role TO %s  -- 15 and newer; before that a superuser", schema.QuoteIdent(dst.Role)),
-			"role %s may not set session_replication_role, so triggers and foreign keys would fire a second time while changes are applied", dst.Role)
-	}
+	r.applies("target", dst)
 	for name, s := range map[string]inspect.Info{"source": src, "target": dst} {
 		if !s.CanCreate {
 			r.add(fail, "create", name, fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s", schema.QuoteIdent(s.Database), schema.QuoteIdent(s.Role)),
@@ -62,6 +60,14 @@ func (r *report) servers(cfg Config, src, dst inspect.Info) {
 	}
 	if cfg.CopiesSchema && cfg.Tools != nil {
 		r.add(fail, "pg_dump", "source", hint.Of(cfg.Tools), "%v", cfg.Tools)
+	}
+}
+
+// applies checks what being the destination of a link takes.
+func (r *report) applies(side string, s inspect.Info) {
+	if !s.CanSetReplicationRole {
+		r.add(fail, "replication-role", side, fmt.Sprintf("GRANT SET ON PARAMETER session_replication_role TO %s  -- 15 and newer; before that a superuser", schema.QuoteIdent(s.Role)),
+			"role %s may not set session_replication_role, so triggers, foreign keys and the fence itself would stand in the way of applied changes", s.Role)
 	}
 }
 

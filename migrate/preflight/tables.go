@@ -21,15 +21,24 @@ func (r *report) tables(cfg Config) {
 	if !cfg.Follows {
 		return
 	}
+	keyless := map[schema.Name]bool{}
+	for i := range cfg.Mappings {
+		m := &cfg.Mappings[i]
+		keyless[m.Source.Name] = len(m.Source.IdentKey) == 0
+	}
 	for _, n := range cfg.Full {
-		r.add(info, "replica-identity", n.Display(), "add a primary key to keep it as it is; or --no-replica-identity to move only a keyless table's inserts",
+		fix := ""
+		if keyless[n] {
+			fix = "add a primary key to keep it as it is; or --no-replica-identity to move only a keyless table's inserts"
+		}
+		r.add(info, "replica-identity", n.Display(), fix,
 			"%s: it gets REPLICA IDENTITY FULL for the time of the migration, which writes more WAL for each UPDATE and DELETE", cfg.Why[n])
 	}
 	for _, n := range cfg.InsertOnly {
 		r.add(warn, "inserts-only", n.Display(), "add a primary key, or leave --no-replica-identity out", "only its inserts are moved: the target's copy misses updates and deletes")
 	}
 	for _, why := range cfg.Lossy {
-		r.add(warn, "lossy", "", "write the missing expressions under inverse", "a rollback is not possible: %s", why)
+		r.add(warn, "lossy", "", "an expression under inverse brings a computed or dropped column back; rows that where leaves out have no way back", "a rollback is not possible: %s", why)
 	}
 }
 
@@ -84,11 +93,11 @@ func (r *report) occupied(ctx context.Context, cfg Config, _, target *pgx.Conn) 
 		case !exists[n] && !cfg.CopiesSchema:
 			missing = append(missing, n.Display())
 		case exists[n]:
-			var any bool
-			if err := target.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+n.String()+`)`).Scan(&any); err != nil {
+			var filled bool
+			if err := target.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+n.String()+`)`).Scan(&filled); err != nil {
 				return fmt.Errorf("target: look into %s: %w", n.Display(), err)
 			}
-			if any {
+			if filled {
 				clash = append(clash, n.Display())
 			}
 		}

@@ -163,7 +163,7 @@ func (t *table) bindKey(rel *change.Relation) error {
 func checkRelation(rel *change.Relation, source *schema.Table) error {
 	changed := func(what, name string) error {
 		return hint.Wrap(fmt.Errorf("table %s: %w at the source: %s column %q", source.Name.Display(), ErrSchemaChanged, what, name),
-			"change the destination in the same way, then resume; or undo the change at the source before it is used")
+			"the copy has to be made again in the new shape: ficus cancel, empty the target, and run the migration anew; keep the schema as it is meanwhile")
 	}
 	sent := map[string]bool{}
 	for i := range rel.Columns {

@@ -45,7 +45,8 @@ type Config struct {
 	// InsertOnly names origin tables of which only inserts are published.
 	InsertOnly []schema.Name
 
-	// Ack says what lets the origin forget WAL. Default source.AckStored.
+	// Ack says what lets the origin forget WAL; a prepared link keeps to what it was prepared with.
+	// Default source.AckStored.
 	Ack source.AckPolicy
 	// Touch records the keys of changed rows, for delta proofs.
 	Touch bool
@@ -70,15 +71,19 @@ type Link struct {
 
 // parts are the engines of a prepared link; a new preparation makes new ones.
 type parts struct {
-	record  record
-	reader  *source.Reader
-	applier *apply.Applier
+	record   record
+	reader   *source.Reader
+	applier  *apply.Applier
+	attached time.Time
 }
 
 // record is what a link remembers between runs.
 type record struct {
 	Start      change.LSN `json:"start"`       // the destination holds everything up to here
 	AfterEpoch int64      `json:"after_epoch"` // ignore everything before this epoch shows
+	// AckApplied is the acknowledgement policy that the link was prepared with. It keeps to it: a
+	// slot that was once acknowledged as stored is no base for Adopt.
+	AckApplied bool `json:"ack_applied"`
 }
 
 // New returns a Link that touches no database yet. Close it when done.
@@ -126,15 +131,19 @@ func (l *Link) attach(r record) error {
 }
 
 func (l *Link) assemble(r record) (*parts, error) {
-	p := &parts{record: r}
+	p := &parts{record: r, attached: time.Now()}
 	publications := []string{l.cfg.Name}
 	if len(l.cfg.InsertOnly) > 0 {
 		publications = append(publications, source.InsertPublication(l.cfg.Name))
 	}
+	ack := source.AckStored
+	if r.AckApplied {
+		ack = source.AckApplied
+	}
 	var err error
 	p.reader, err = source.New(source.Config{
 		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.Stream(), Start: r.Start,
-		Ack: l.cfg.Ack, Log: l.cfg.Log,
+		Ack: ack, Log: l.cfg.Log,
 		Applied: func() change.LSN { return p.applier.Applied() },
 	})
 	if err != nil {
@@ -242,8 +251,12 @@ func (l *Link) Lag(ctx context.Context) (Lag, error) {
 	at := lag.Applied
 	if at >= l.Stream().Head() { // nothing stored is waiting: what was received is as good as applied
 		at = max(at, p.reader.Status().Received)
-	} else if !stats.LastCommit.IsZero() {
-		lag.Time = time.Since(stats.LastCommit)
+	} else {
+		newest := stats.LastCommit
+		if newest.IsZero() { // nothing was applied since this process began
+			newest = p.attached
+		}
+		lag.Time = time.Since(newest)
 	}
 	lag.Bytes = max(0, int64(end)-int64(at))
 	return lag, nil

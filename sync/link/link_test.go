@@ -19,8 +19,6 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m, pgtest.CheckLeaks()) }
-
 const tables = `
 CREATE TABLE public.account (id int PRIMARY KEY, balance int NOT NULL, note text);
 CREATE TABLE public.entry (account int, amount int);

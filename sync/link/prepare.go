@@ -31,7 +31,7 @@ func (l *Link) Prepare(ctx context.Context, afterEpoch int64) error {
 	if err := replication.Close(ctx); err != nil {
 		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
 	}
-	return l.remember(record{Start: snap.LSN, AfterEpoch: afterEpoch})
+	return l.remember(record{Start: snap.LSN, AfterEpoch: afterEpoch, AckApplied: l.cfg.Ack == source.AckApplied})
 }
 
 // LoadConfig says how to make the first copy.
@@ -56,7 +56,7 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 		closed = true
 		return replication.Close(context.WithoutCancel(ctx))
 	}
-	defer closeReplication() //nolint:errcheck // an error here follows one that is returned
+	defer func() { _ = closeReplication() }() // an error here follows one that is returned
 
 	// The slot's snapshot dies with the next command on its connection, and the reader needs the
 	// slot at once: a second session imports the snapshot and exports it again.
@@ -64,7 +64,7 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	defer holder.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it holds nothing but the snapshot
+	defer holder.Close(context.WithoutCancel(ctx))
 	exported, err := reexport(ctx, holder, snap.Name)
 	if err != nil {
 		return snapshot.Result{}, fmt.Errorf("link %s: hold the snapshot: %w", l.cfg.Name, err)
@@ -73,7 +73,7 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 		return snapshot.Result{}, fmt.Errorf("link %s: %w", l.cfg.Name, err)
 	}
 
-	rec := record{Start: snap.LSN}
+	rec := record{Start: snap.LSN, AckApplied: l.cfg.Ack == source.AckApplied}
 	p, err := l.assemble(rec)
 	if err != nil {
 		return snapshot.Result{}, err
@@ -116,7 +116,7 @@ func (l *Link) begin(ctx context.Context) (*pgconn.PgConn, source.Snapshot, erro
 	if err != nil {
 		return nil, source.Snapshot{}, err
 	}
-	defer to.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer to.Close(context.WithoutCancel(ctx))
 	if err := apply.Install(ctx, to); err != nil {
 		return fail("install progress", err)
 	}
@@ -125,7 +125,7 @@ func (l *Link) begin(ctx context.Context) (*pgconn.PgConn, source.Snapshot, erro
 	if err != nil {
 		return nil, source.Snapshot{}, err
 	}
-	defer from.Close(context.WithoutCancel(ctx)) //nolint:errcheck // as above
+	defer from.Close(context.WithoutCancel(ctx))
 	if err := l.setIdentities(ctx, from); err != nil {
 		return fail("set replica identities", err)
 	}
@@ -136,6 +136,9 @@ func (l *Link) begin(ctx context.Context) (*pgconn.PgConn, source.Snapshot, erro
 	options := source.PublicationOptions{InsertOnly: l.cfg.InsertOnly}
 	if err := source.EnsurePublication(ctx, from, l.cfg.Name, tables, options); err != nil {
 		return fail("publish", err)
+	}
+	if err := l.markPolicy(ctx, from); err != nil {
+		return fail("note the acknowledgement policy", err)
 	}
 	replication, err := l.cfg.From.ConnectReplication(ctx, "slot")
 	if err != nil {
@@ -157,7 +160,7 @@ func (l *Link) Drop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer from.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer from.Close(context.WithoutCancel(ctx))
 	if err := source.DropSlot(ctx, from, l.cfg.Name); err != nil {
 		return fmt.Errorf("link %s: drop the slot: %w", l.cfg.Name, err)
 	}
@@ -171,7 +174,7 @@ func (l *Link) Drop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer to.Close(context.WithoutCancel(ctx)) //nolint:errcheck // as above
+	defer to.Close(context.WithoutCancel(ctx))
 	if err := apply.Forget(ctx, to, l.cfg.Name); err != nil {
 		return fmt.Errorf("link %s: forget the progress: %w", l.cfg.Name, err)
 	}
