@@ -27,7 +27,7 @@ func TestUpgrade(t *testing.T) {
 	if r["rollback_safe"] != true {
 		t.Errorf("result %v", r)
 	}
-	if v, ok := r["verify"].(map[string]any); !ok || v["differences"] != 0.0 || v["rows"].(float64) < 10_000 {
+	if v, ok := r["verify"].(map[string]any); !ok || v["differences"] != 0.0 || number(v["rows"]) < 10_000 {
 		t.Errorf("verify %v", r["verify"])
 	}
 	grows := func(db *pgtest.Database) {
@@ -45,7 +45,7 @@ func TestUpgrade(t *testing.T) {
 		return out
 	}
 	grows(target)
-	if v := drive("verify", name); v["differences"] != 0.0 || v["rows"].(float64) < 10_000 {
+	if v := drive("verify", name); v["differences"] != 0.0 || number(v["rows"]) < 10_000 {
 		t.Errorf("over the reverse link: %v", v)
 	}
 	if s := drive("rollback", name, "--wait"); s["phase"] != "rolled-back" || s["owner"] != "source" {
@@ -92,7 +92,7 @@ func TestChinook(t *testing.T) {
 	gateway, api := freeAddrs(t)
 	run := ficus(t, t.TempDir(), "run", "cluster-move", "--name", nameFor(source), "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "-p", "reads=100")
 	r := run.line("result", map[string]any{"phase": "promoted"})
-	if r["rollback_safe"] != true || r["rows_copied"].(float64) == 0 {
+	if r["rollback_safe"] != true || number(r["rows_copied"]) == 0 {
 		t.Errorf("result %v", r)
 	}
 	if status := run.stop(os.Interrupt); status != 0 {

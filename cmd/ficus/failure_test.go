@@ -19,7 +19,7 @@ func TestFailureKeepsTheDoorOpen(t *testing.T) {
 	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY, v text); INSERT INTO public.t SELECT i, 'row' FROM generate_series(1, 100) i`)
 	gateway, api := freeAddrs(t)
 	dir := t.TempDir()
-	run := ficus(t, dir, "run", "cluster-move", "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "--until", "following")
+	run := ficus(t, dir, "run", "cluster-move", "--name", nameFor(source), "--source", source.URL, "--target", target.URL, "--yes", "--gateway-listen", gateway, "--listen", api, "--until", "following")
 	run.line("result", map[string]any{"phase": "following"})
 
 	app, err := pgx.Connect(t.Context(), "postgresql://postgres@"+gateway+"/"+source.Name+"?sslmode=disable")
@@ -31,7 +31,7 @@ func TestFailureKeepsTheDoorOpen(t *testing.T) {
 			t.Errorf("the application's insert %d: %v", id, err)
 		}
 	}
-	if got := get(t, "http://"+api+"/metrics"); !strings.Contains(got, `ficus_gateway_sessions{migration="cluster-move"} 1`) {
+	if got := get(t, "http://"+api+"/metrics"); !strings.Contains(got, `ficus_gateway_sessions{migration="`+nameFor(source)+`"} 1`) {
 		t.Errorf("the gateway's figures are not among the metrics:\n%s", got)
 	}
 	stranger := target.Conn(t)
@@ -41,7 +41,7 @@ func TestFailureKeepsTheDoorOpen(t *testing.T) {
 	}
 	write(200)
 	run.line("phase", map[string]any{"phase": "failed"})
-	status, code := once(t, dir, "status", "cluster-move", "--api", "http://"+api)
+	status, code := once(t, dir, "status", nameFor(source), "--api", "http://"+api)
 	if text, _ := status["error"].(string); code != 0 || !strings.Contains(text, "public.t") || !strings.Contains(text, "200") || status["hint"] == nil {
 		t.Errorf("status %d: %v", code, status)
 	}
@@ -49,12 +49,12 @@ func TestFailureKeepsTheDoorOpen(t *testing.T) {
 
 	_, err = stranger.Exec(t.Context(), `DELETE FROM public.t WHERE id = 200`)
 	must(t, err)
-	if out, code := once(t, dir, "resume", "cluster-move", "--wait", "--api", "http://"+api); code != 0 {
+	if out, code := once(t, dir, "resume", nameFor(source), "--wait", "--api", "http://"+api); code != 0 {
 		t.Fatalf("resume: status %d, %v", code, out)
 	}
 	write(202)
 	pgtest.Eventually(t, "the link to go on", func() bool { return target.Int(t, `SELECT count(*) FROM public.t`) == 103 })
-	if out, code := once(t, dir, "verify", "cluster-move", "--api", "http://"+api); code != 0 || out["differences"] != 0.0 {
+	if out, code := once(t, dir, "verify", nameFor(source), "--api", "http://"+api); code != 0 || out["differences"] != 0.0 {
 		t.Errorf("verify: status %d, %v", code, out)
 	}
 }

@@ -3,14 +3,17 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -46,7 +49,7 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
-	cmd := exec.Command(self, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), self, args...) // it is stopped in order
 	cmd.Env = append(os.Environ(), asProgram+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
@@ -179,6 +182,26 @@ func once(t *testing.T, dir string, args ...string) (map[string]any, int) {
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
+// number is a value of a JSON line as a number; 0 when it is none.
+func number(v any) float64 {
+	n, _ := v.(float64)
+	return n
+}
+
+// listen takes a loopback port, 0 for any that is free.
+func listen(t *testing.T, port int) net.Listener {
+	t.Helper()
+	l, err := tryListen(t, port)
+	must(t, err)
+	return l
+}
+
+func tryListen(t *testing.T, port int) (net.Listener, error) {
+	t.Helper()
+	var config net.ListenConfig
+	return config.Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -186,24 +209,31 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// freeAddrs returns loopback addresses of two neighbouring free ports and one more.
+// ports counts the ports that the tests of this binary were given; where it starts is by chance, so
+// that other test binaries take others.
+var ports atomic.Int64
+
+// freeAddrs returns loopback addresses: two neighbouring free ports for the gateway, of which it gives
+// the first, and one more. They lie below the range from which the system takes the ports of outgoing
+// connections, so none is taken before the program listens there.
 func freeAddrs(t *testing.T) (gateway, api string) {
 	t.Helper()
-	for range 50 {
-		a, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		port := a.Addr().(*net.TCPAddr).Port
-		b, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+1))
-		if err != nil {
-			must(t, a.Close())
-			continue
+	const low, high = 10_000, 32_000
+	ports.CompareAndSwap(0, 1+rand.Int64N(high-low))
+	for range 100 {
+		port := low + int(ports.Add(3))%(high-low)
+		free := true
+		for i := range 3 {
+			l, err := tryListen(t, port+i)
+			if free = free && err == nil; err == nil {
+				must(t, l.Close())
+			}
 		}
-		c, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		defer func() { must(t, a.Close()); must(t, b.Close()); must(t, c.Close()) }()
-		return a.Addr().String(), c.Addr().String()
+		if free {
+			return fmt.Sprintf("127.0.0.1:%d", port), fmt.Sprintf("127.0.0.1:%d", port+2)
+		}
 	}
-	t.Fatal("no two neighbouring free ports")
+	t.Fatal("no three neighbouring free ports")
 	return "", ""
 }
 
@@ -212,7 +242,7 @@ func pgbench(t *testing.T, addr, database string, args ...string) (stop func() s
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
 	must(t, err)
-	cmd := exec.Command("pgbench", append([]string{"-n", "-h", host, "-p", port, "-U", "postgres", "-T", "600", "-P", "1"}, append(args, database)...)...)
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "pgbench", append([]string{"-n", "-h", host, "-p", port, "-U", "postgres", "-T", "600", "-P", "1"}, append(args, database)...)...)
 	cmd.Env = append(os.Environ(), "PGOPTIONS=", "PGSSLMODE=prefer")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -228,7 +258,7 @@ func pgbench(t *testing.T, addr, database string, args ...string) (stop func() s
 				t.Errorf("pgbench ended by itself: %v\n%s", err, tail(out.String(), 3000))
 			default:
 				_ = cmd.Process.Signal(os.Interrupt)
-				<-done
+				_ = <-done
 			}
 		}
 		return out.String()

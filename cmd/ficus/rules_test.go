@@ -82,7 +82,7 @@ func useShop(t *testing.T, addr, database string) (quiet func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // a test's client
+		defer conn.Close(context.WithoutCancel(ctx))
 		for i := 0; ctx.Err() == nil; i++ {
 			for _, sql := range []string{
 				`INSERT INTO public.users (first_name, last_name, email, deleted) VALUES ('Bob', 'Ray', NULL, $1 % 2 = 0)`,
@@ -134,7 +134,7 @@ func sameShape(t *testing.T, m *migration, where string) {
 func TestSchemaChange(t *testing.T) {
 	t.Parallel()
 	m, quiet := moveShop(t, reversible)
-	if v := m.drive("verify"); v["differences"] != 0.0 || v["rows"].(float64) < 6000 {
+	if v := m.drive("verify"); v["differences"] != 0.0 || number(v["rows"]) < 6000 {
 		t.Errorf("verify under load: %v", v)
 	}
 	quiet()
@@ -145,7 +145,7 @@ func TestSchemaChange(t *testing.T) {
 	m.target.Exec(t, `INSERT INTO crm.customers (mail, full_name, deleted) VALUES ('new@example.org', 'New Customer', false);
 		UPDATE crm.customers SET full_name = 'Changed Name' WHERE id = 1000; DELETE FROM crm.customers WHERE id = 1001;
 		UPDATE orders SET amount = 12.34 WHERE id = 7; DELETE FROM notes WHERE user_id = 7`)
-	if v := m.drive("verify"); v["differences"] != 0.0 || v["rows"].(float64) < 6000 {
+	if v := m.drive("verify"); v["differences"] != 0.0 || number(v["rows"]) < 6000 {
 		t.Errorf("verify over the reverse link: %v", v)
 	}
 	pgtest.Eventually(t, "the rollback to be safe", func() bool { return fmt.Sprint(m.drive("status")["rollback"]) == "map[safe:true]" })
