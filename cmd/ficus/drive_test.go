@@ -14,6 +14,8 @@ import (
 	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/migrate/fence"
+	"github.com/ficus-migrate/ficus/schema"
 )
 
 // A migration is a ficus run of two databases in a test.
@@ -217,6 +219,41 @@ func TestCleanup(t *testing.T) {
 	if got, want := bytesOf(t, target, "pgbench_accounts"), bytesOf(t, source, "pgbench_accounts"); got != want {
 		t.Errorf("begun anew: %s, want %s", got, want)
 	}
+}
+
+// TestCleanupInTheMiddle: a promotion that was killed half way decides what may be opened to writes.
+func TestCleanupInTheMiddle(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	sides := map[migrate.Side]*fence.Database{}
+	for side, db := range map[migrate.Side]*pgtest.Database{migrate.Source: source, migrate.Target: target} {
+		db.Exec(t, `CREATE TABLE t (id int PRIMARY KEY)`)
+		f, err := fence.New(t.Context(), fence.Config{DSN: db.DSN, Self: side, Tables: []schema.Name{{Schema: "public", Name: "t"}}})
+		must(t, err)
+		t.Cleanup(f.Close)
+		must(t, f.Install(t.Context(), "shop", migrate.Source))
+		must(t, f.Arm(t.Context()))
+		sides[side] = f
+	}
+	both := append([]string{"cleanup"}, pair(source.URL, target.URL)...)
+	must(t, sides[migrate.Source].CloseGate(t.Context()))
+	refused(t, t.TempDir(), 3, "was stopped while ownership moved", "give both --source and --target", "cleanup", "--source", source.URL)
+
+	// The new epoch is committed on the target, the source does not know it yet.
+	must(t, sides[migrate.Target].Own(t.Context(), 2, migrate.Target))
+	refused(t, t.TempDir(), 3, "the other database owns the data (migration shop, epoch 2)", "--force", both...)
+	for _, db := range []*pgtest.Database{source, target} {
+		if n := db.Int(t, `SELECT count(*) FROM pg_trigger WHERE tgname ~ '^ficus'`); n == 0 {
+			t.Errorf("the fence of %s is gone", db.Name)
+		}
+	}
+
+	// It was taken back: the source owns, with both gates closed.
+	must(t, sides[migrate.Source].Own(t.Context(), 3, migrate.Source))
+	if out, status := once(t, t.TempDir(), both...); status != 0 {
+		t.Errorf("cleanup: status %d, %v", status, out)
+	}
+	source.Exec(t, `INSERT INTO t VALUES (1)`)
 }
 
 // TestFollow goes on after kill -9, with a keyless table whose updates and deletes never fail.
