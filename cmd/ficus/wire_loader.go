@@ -44,7 +44,7 @@ func (l *loader) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer target.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer target.Close(context.WithoutCancel(ctx))
 	if sql := l.job.playbook.Schema.Before; sql != "" {
 		if _, err := target.Exec(ctx, sql); err != nil {
 			return hint.Wrap(fmt.Errorf("run schema.before: %w", err), "correct the SQL in the playbook; it must be fit to run again")
@@ -173,7 +173,7 @@ func (l *loader) build(ctx context.Context, step func(what string, done, total i
 	if err != nil {
 		return err
 	}
-	defer target.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on a clean goodbye
+	defer target.Close(context.WithoutCancel(ctx))
 	if sql := l.job.playbook.Schema.After; sql != "" {
 		if _, err := target.Exec(ctx, sql); err != nil {
 			return hint.Wrap(fmt.Errorf("run schema.after: %w", err), "correct the SQL in the playbook; it must be fit to run again")
