@@ -12,8 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/ficus-migrate/ficus/schema"
 )
 
 // batchKeys is how many keys one query looks up.
@@ -248,7 +246,7 @@ func (t *table) lookupSQL(sd side) string {
 		params = append(params, fmt.Sprintf("$%d::text[]", i+1))
 		names = append(names, name)
 		// The key is the text of the source's type; see table.write for how it becomes the target's.
-		conditions = append(conditions, fmt.Sprintf("%s = ficus_keys.%s::%s", schema.QuoteIdent(k.column), name, k.typ))
+		conditions = append(conditions, k.is("ficus_keys."+name))
 	}
 	return fmt.Sprintf("SELECT ficus_keys.ficus_n, %s FROM unnest(%s) WITH ORDINALITY AS ficus_keys(%s, ficus_n) CROSS JOIN LATERAL (%s) AS r",
 		t.half[sd].hash, strings.Join(params, ", "), strings.Join(names, ", "), t.query(sd, conditions...))

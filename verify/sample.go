@@ -67,7 +67,7 @@ func (t *table) lookup(sd side, columns string, f *found, byKey bool) string {
 		case k.cast: // the text is that of another type
 			outer = append(outer, k.expr+"::text = "+schema.QuoteLiteral(*v))
 		default:
-			inner = append(inner, schema.QuoteIdent(k.column)+" = "+schema.QuoteLiteral(*v))
+			inner = append(inner, k.is(schema.QuoteLiteral(*v)+"::text"))
 		}
 	}
 	sql := fmt.Sprintf("SELECT %s FROM (%s) AS r", columns, t.query(sd, inner...))

@@ -33,8 +33,18 @@ type half struct {
 type keyField struct {
 	field
 	column string // its name on this side
-	typ    string // its type on this side, as SQL
-	cast   bool   // expr has another type
+	typ    typeSQL
+	cast   bool // expr has another type
+}
+
+// is returns the SQL condition that the key column has a value, given as the SQL of its text.
+func (k *keyField) is(text string) string {
+	value := text + "::" + k.typ.name
+	if k.typ.input != "" {
+		value = strings.ReplaceAll(k.typ.input, "$text", text)
+	}
+	// The cast is for domains: PostgreSQL does not take one over an enum for an enum.
+	return fmt.Sprintf("%s::%s %s %s", schema.QuoteIdent(k.column), k.typ.base, k.typ.equal, value)
 }
 
 // query returns the SELECT of one side's rows, narrowed by conditions over that side's columns.
@@ -84,7 +94,15 @@ type columnType struct {
 // builtIn reports whether the type means the same in every database.
 func (c columnType) builtIn() bool { return schema.Type{OID: c.oid}.BuiltIn() }
 
-type names map[columnType]string // the types' SQL names
+// typeSQL is how one server's SQL speaks of a type.
+type typeSQL struct {
+	name  string // as declared, domains resolved
+	base  string // without modifier
+	equal string // OPERATOR(schema.=): there is no search_path to find it by
+	input string // call of the type's input function on $text, where a cast from text would do something else; else ""
+}
+
+type names map[columnType]typeSQL
 
 type types struct {
 	of    [][]columnType // by table and column
@@ -117,7 +135,7 @@ func columnTypes(ctx context.Context, n *node, tables []*table) (types, error) {
 		for _, f := range desc.Fields {
 			typ := columnType{f.DataTypeOID, f.TypeModifier}
 			res.of[i] = append(res.of[i], typ)
-			res.names[typ] = ""
+			res.names[typ] = typeSQL{}
 		}
 	}
 	if err := p.Close(); err != nil {
@@ -126,20 +144,42 @@ func columnTypes(ctx context.Context, n *node, tables []*table) (types, error) {
 	return res, res.names.fill(ctx, n)
 }
 
+// namesSQL describes types given by two arrays, OIDs and modifiers. The operator is that of the
+// type's default btree operator class; types that have none of their own (enums, arrays, ranges,
+// composites) use pg_catalog's.
+const namesSQL = `
+SELECT w.o, w.m, format_type(w.o, w.m), format_type(w.o, -1), coalesce(e.op, 'OPERATOR(pg_catalog.=)'), coalesce(i.call, '')
+FROM unnest($1::oid[], $2::int4[]) AS w(o, m)
+LEFT JOIN LATERAL (
+	SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) AS op
+	FROM pg_opclass oc
+	JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3
+	JOIN pg_operator o ON o.oid = ao.amopopr
+	JOIN pg_namespace n ON n.oid = o.oprnamespace
+	WHERE oc.opcdefault AND oc.opcmethod = (SELECT oid FROM pg_am WHERE amname = 'btree') AND oc.opcintype = w.o
+	LIMIT 1
+) e ON true
+LEFT JOIN LATERAL (
+	SELECT format(CASE p.pronargs WHEN 1 THEN '%I.%I($text::cstring)' ELSE '%I.%I($text::cstring, %s::oid, -1)' END,
+		n.nspname, p.proname, CASE WHEN t.typelem <> 0 THEN t.typelem ELSE t.oid END) AS call
+	FROM pg_cast c JOIN pg_type t ON t.oid = c.casttarget JOIN pg_proc p ON p.oid = t.typinput JOIN pg_namespace n ON n.oid = p.pronamespace
+	WHERE c.castsource = 'text'::regtype AND c.casttarget = w.o AND c.castmethod = 'f'
+) i ON true`
+
 // fill looks the names up.
 func (names names) fill(ctx context.Context, n *node) error {
 	oids, mods := make([]uint32, 0, len(names)), make([]int32, 0, len(names))
 	for t := range names {
 		oids, mods = append(oids, t.oid), append(mods, t.mod)
 	}
-	rows, err := n.control.Query(ctx, `SELECT o, m, format_type(o, m) FROM unnest($1::oid[], $2::int4[]) AS t(o, m)`, oids, mods)
+	rows, err := n.control.Query(ctx, namesSQL, oids, mods)
 	if err != nil {
 		return n.fail("read type names", err)
 	}
 	var t columnType
-	var name string
-	_, err = pgx.ForEachRow(rows, []any{&t.oid, &t.mod, &name}, func() error {
-		names[t] = name
+	var sql typeSQL
+	_, err = pgx.ForEachRow(rows, []any{&t.oid, &t.mod, &sql.name, &sql.base, &sql.equal, &sql.input}, func() error {
+		names[t] = sql
 		return nil
 	})
 	if err != nil {
@@ -159,7 +199,7 @@ func (t *table) write(h hasher, src, dst []columnType, names [2]names) error {
 		// A value that changes its type on the way does so through its text, as in COPY and the
 		// stream. Types that are not built in are compared by text in any case.
 		if casts[i] = src[i] != dst[i] && dst[i].builtIn(); casts[i] {
-			expr = "(" + expr + "::text::" + names[target][dst[i]] + ")"
+			expr = "(" + expr + "::text::" + names[target][dst[i]].name + ")"
 		}
 		t.half[source].columns = append(t.half[source].columns, field{expr, dst[i].oid, dst[i].mod})
 	}

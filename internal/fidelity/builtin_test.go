@@ -56,8 +56,8 @@ func times() []kind {
 		{name: "timestamp_3", sql: "timestamp(3)", key: true, values: []string{"infinity", "2024-01-01 00:00:00.123456"}},
 		{
 			name: "interval", key: true,
-			values: []string{"0", "1 mon", "30 days", "-1 mon +1 day -00:00:00.000001", "178000000 years", "-178000000 years", "2147483647 days", "2562047788:00:54.775807"},
-			later:  map[int][]string{17: {"infinity", "-infinity"}},
+			values: []string{"0", "1 mon", "30 days", "-1 mon +1 day -00:00:00.000001", "178000000 years", "-178000000 years", "2147483647 days"},
+			later:  map[int][]string{15: {"2562047788:00:54.775807"}, 17: {"infinity", "-infinity"}},
 		},
 		{name: "interval_2", sql: "interval(2)", key: true, values: []string{"1.239", "-1 day"}},
 		{name: "interval_ym", sql: "interval year to month", key: true, values: []string{"3-2", "-1 mon"}},

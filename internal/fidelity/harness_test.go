@@ -17,6 +17,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/inspect"
+	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/sync/snapshot"
 	"github.com/ficus-migrate/ficus/transform"
@@ -52,6 +53,7 @@ func start(t *testing.T, from, to *pgtest.Database) *pair {
 	t.Cleanup(func() { must(t, store.Close()) })
 	p.link, err = link.New(t.Context(), link.Config{
 		Name: "ficus_" + from.Name, From: from.DSN, To: to.DSN, Mappings: p.mappings, Store: store, Full: needFull(p.mappings),
+		Touch: true,
 	})
 	must(t, err)
 	t.Cleanup(p.link.Close)
@@ -106,12 +108,7 @@ func (p *pair) equal(t *testing.T) *verify.Report {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(p.failed, settleTimeout)
 	defer cancel()
-	report, err := verify.Run(ctx, verify.Config{
-		Source: p.from.DSN, Target: p.to.DSN, Mappings: p.mappings, Follower: p.link, ShowValues: true,
-	})
-	if err != nil {
-		t.Fatalf("%v\nlink: %v", err, context.Cause(p.failed))
-	}
+	report := p.verify(ctx, t, nil)
 	for _, tr := range report.Tables {
 		for _, d := range tr.Samples {
 			for _, v := range d.Values {
@@ -126,6 +123,26 @@ func (p *pair) equal(t *testing.T) *verify.Report {
 		t.Errorf("verified %d rows, at the same instant: %v", report.Rows, report.SameInstant)
 	}
 	p.equalBytes(t)
+	delta := p.verify(ctx, t, func(table schema.Name, yield func(key []string) error) error {
+		return p.link.Stream().Touches().ScanTable(apply.TouchedTable(table), 0, func(raw []byte) error {
+			key, err := apply.TouchedKey(raw)
+			return errors.Join(err, yield(key))
+		})
+	})
+	if delta.Differences != 0 || len(delta.Uncovered) > 0 || delta.Keys == 0 {
+		t.Errorf("delta of %d keys finds %d differences and leaves out %v", delta.Keys, delta.Differences, delta.Uncovered)
+	}
+	return report
+}
+
+func (p *pair) verify(ctx context.Context, t *testing.T, keys verify.Keys) *verify.Report {
+	t.Helper()
+	report, err := verify.Run(ctx, verify.Config{
+		Source: p.from.DSN, Target: p.to.DSN, Mappings: p.mappings, Follower: p.link, Keys: keys, ShowValues: true,
+	})
+	if err != nil {
+		t.Fatalf("%v\nlink: %v", err, context.Cause(p.failed))
+	}
 	return report
 }
 

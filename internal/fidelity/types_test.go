@@ -54,6 +54,11 @@ func testTypes(t *testing.T, from, to *pgtest.Database) {
 	t.Helper()
 	major := min(from.Major, to.Major)
 	chosen := slices.DeleteFunc(kinds(), func(k kind) bool { return k.since > major })
+	if from.Major != to.Major && !long() {
+		for i := range chosen { // how rows are found does not depend on both versions
+			chosen[i].brief = true
+		}
+	}
 
 	var ddl strings.Builder
 	for i := range chosen {
