@@ -131,11 +131,11 @@ func (p *Proxy) Resets() int {
 // Stall holds the bytes of direction d back, and the news that a side has closed, until Flow.
 func (p *Proxy) Stall(d Direction) { p.set(func() { p.mu.lanes[d].stalled = true }) }
 
-// Flow ends stalls, slowness and delay in both directions.
+// Flow ends every fault but Refuse: stalls, slowness, delay, and a reset that is yet to come.
 func (p *Proxy) Flow() {
 	p.set(func() {
 		for d := range p.mu.lanes {
-			p.mu.lanes[d].stalled, p.mu.lanes[d].rate = false, 0
+			p.mu.lanes[d] = lane{}
 		}
 		p.mu.delay = 0
 	})

@@ -3,10 +3,13 @@ package link
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -28,6 +31,11 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(childEnv); text != "" {
 		fmt.Fprintln(os.Stderr, follow(text))
 		os.Exit(1) // it ends by being killed
+	}
+	flag.Parse()
+	const waiting = 8 // tests at a time: most of them wait for something
+	if err := flag.Set("test.parallel", strconv.Itoa(max(waiting, runtime.GOMAXPROCS(0)))); err != nil {
+		panic(err)
 	}
 	pgtest.Main(m, pgtest.CheckLeaks())
 }
@@ -77,12 +85,12 @@ func TestFicusKilled(t *testing.T) {
 			must(t, err)
 			stopLoad := f.write(t)
 			r := rand.New(rand.NewPCG(11, uint64(ack)))
-			for range rounds(6) {
+			for range rounds(5) {
 				cmd := exec.CommandContext(t.Context(), os.Args[0])
 				cmd.Env = append(os.Environ(), childEnv+"="+string(text))
 				cmd.Stderr = os.Stderr
 				must(t, cmd.Start())
-				pause(r, 700*time.Millisecond)
+				pause(r, 500*time.Millisecond)
 				must(t, cmd.Process.Kill())
 				if err := cmd.Wait(); cmd.ProcessState.Exited() {
 					t.Fatalf("the link ended by itself: %v", err)
