@@ -619,3 +619,51 @@ func TestConfigIsChecked(t *testing.T) {
 		t.Error("200 percent passes")
 	}
 }
+
+// laggy is a link whose lag is what a test says.
+type laggy struct {
+	Link
+
+	bytes func() int64
+}
+
+func (l *laggy) Lag(context.Context) (Lag, error) { return Lag{Bytes: l.bytes()}, nil }
+
+// TestReadsGoBackWhenTheTargetLags: one look into a burst of WAL puts no reads back; a target that
+// stays behind does.
+func TestReadsGoBackWhenTheTargetLags(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		burst int // samples beyond the gate, from the moment at which reads move
+		fails bool
+	}{{"a burst", 2, false}, {"behind for good", 1000, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(t bubble) {
+				var b *bench
+				left := tt.burst
+				b = newBench(t, t.w, func(c *Config) {
+					c.Settings.Until, c.Settings.ReadSteps = ReadsSwitched, []int{50}
+					c.Settings.ReadWatch, c.Settings.LagSamples = time.Second, 3
+					c.Forward = &laggy{c.Forward, func() int64 {
+						if b.Status().ReadsOn == 0 || left == 0 {
+							return 0
+						}
+						left--
+						return 1 << 30
+					}}
+				})
+				b.start(t)
+				if tt.fails {
+					if err := <-b.done; err == nil || hint.Of(err) == "" || b.Status().ReadsOn != 0 || b.Status().Phase != Failed {
+						t.Errorf("run: %v, status %+v", err, b.Status())
+					}
+					return
+				}
+				b.reach(t, ReadsSwitched)
+				if s := b.Status(); s.ReadsOn != 50 {
+					t.Errorf("reads on the target: %d percent, want 50", s.ReadsOn)
+				}
+			})
+		})
+	}
+}

@@ -161,13 +161,11 @@ func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {
 		if err := m.setReads(ctx, percent); err != nil {
 			return err
 		}
-		if err := backoff.Sleep(ctx, m.cfg.Settings.ReadWatch); err != nil {
+		lag, err := m.watchReads(ctx)
+		if err != nil {
 			return err
 		}
-		m.mu.Lock()
-		lag := copied(m.mu.live.lag)
-		m.mu.Unlock()
-		if lag != nil && !m.cfg.Settings.within(*lag) {
+		if lag != nil {
 			if err := m.setReads(ctx, 0); err != nil {
 				return err
 			}
@@ -176,6 +174,27 @@ func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {
 		}
 	}
 	return nil
+}
+
+// watchReads watches the lag after a step. It returns nil once it is within the gate, and the lag
+// when it was beyond it as many times in a row as the gate wants to see it within: one look may fall
+// into a burst.
+func (m *Migration) watchReads(ctx context.Context) (beyond *Lag, err error) {
+	for pause := m.cfg.Settings.ReadWatch; ; pause = m.cfg.Settings.Sample {
+		if err := backoff.Sleep(ctx, pause); err != nil {
+			return nil, err
+		}
+		m.mu.Lock()
+		samples := slices.Clone(m.mu.live.samples)
+		m.mu.Unlock()
+		n := len(samples)
+		switch {
+		case n == 0 || m.cfg.Settings.within(samples[n-1]):
+			return nil, nil
+		case n >= m.cfg.Settings.LagSamples && !slices.ContainsFunc(samples, m.cfg.Settings.within):
+			return &samples[n-1], nil
+		}
+	}
 }
 
 // setReads routes that percentage of read-only traffic to the side that does not own.

@@ -176,10 +176,11 @@ func TestInterrupt(t *testing.T) {
 	d := open(t, Config{Source: source.DSN, Workers: 3})
 	must(t, d.PreData(t.Context(), target.DSN))
 
-	for name, section := range map[string]func(context.Context, pg.DSN, Progress) error{"indexes": d.Indexes, "final": d.Final} {
-		if name == "final" {
-			must(t, d.Indexes(t.Context(), target.DSN, nil))
-		}
+	for _, part := range []struct { // in this order: what is built already cannot be interrupted
+		name    string
+		section func(context.Context, pg.DSN, Progress) error
+	}{{"indexes", d.Indexes}, {"final", d.Final}} {
+		name, section := part.name, part.section
 		rounds := 0
 		for at := 1; ; at += 9 {
 			ctx, cancel := context.WithCancelCause(t.Context())
