@@ -258,7 +258,7 @@ func pgbench(t *testing.T, addr, database string, args ...string) (stop func() s
 				t.Errorf("pgbench ended by itself: %v\n%s", err, tail(out.String(), 3000))
 			default:
 				_ = cmd.Process.Signal(os.Interrupt)
-				_ = <-done
+				t.Logf("pgbench, interrupted: %v", <-done)
 			}
 		}
 		return out.String()
