@@ -156,7 +156,8 @@ func TestRules(t *testing.T) {
 const allTypes = `CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN email AS text CHECK (VALUE LIKE '%@%'); CREATE TYPE pair AS (a int, b text);
 	CREATE TYPE span AS RANGE (subtype = int4);
 	CREATE TABLE numbers (id int PRIMARY KEY, s smallint, b bigint, n numeric, p numeric(10,2), r real, d double precision, m money, o oid);
-	CREATE TABLE texts (id int PRIMARY KEY, t text, v varchar(10), c char(5), n name, b bytea, j json, jb jsonb, x xml, u uuid, ts tsvector, tq tsquery, bi bit(3), vb varbit);
+	CREATE TABLE texts (id int PRIMARY KEY, t text, v varchar(10), c char(5), n name, b bytea, j json, jb jsonb, x xml, u uuid, ts tsvector, bi bit(3), vb varbit);
+	CREATE TABLE queries (id int PRIMARY KEY, q tsquery);
 	CREATE TABLE times (id int PRIMARY KEY, d date, t time, tz timetz, ts timestamp, tstz timestamptz, i interval);
 	CREATE TABLE others (id int PRIMARY KEY, ia int[], ta text[], box box, inet inet, cidr cidr, mac macaddr, r int4range, tr tstzrange, l pg_lsn, p polygon);
 	CREATE TABLE own (id int PRIMARY KEY, m mood, e email, p pair, s span, ma mood[], pa pair[]);
@@ -165,8 +166,9 @@ const allTypes = `CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN email AS
 
 const allTypesRows = `; INSERT INTO numbers VALUES (1, -32768, 9223372036854775807, 'NaN', 12345678.90, 'Infinity', '-Infinity', '-92233720368547758.08', 4294967295),
 		(2, 0, 0, 1e-1000, 0, 1.1, 0.1, 0, 0), (3, NULL, NULL, 1e1000 + 1, NULL, 'NaN', 1.7976931348623157e308, NULL, NULL);
-	INSERT INTO texts VALUES (1, '', '', '', '', '', '{"a":  1, "a":2}', '{"b": [1, 2.50]}', '<a>x</a>', '00000000-0000-0000-0000-000000000001', 'a:1A fat:2', 'a & !b', B'101', B''),
-		(2, 'größe 🌳', 'x', 'ab', 'n', '\x00ff5c', 'null', 'null', NULL, NULL, '', NULL, NULL, B'1');
+	INSERT INTO texts VALUES (1, '', '', '', '', '', '{"a":  1, "a":2}', '{"b": [1, 2.50]}', '<a>x</a>', '00000000-0000-0000-0000-000000000001', 'a:1A fat:2', B'101', B''),
+		(2, 'größe 🌳', 'x', 'ab', 'n', '\x00ff5c', 'null', 'null', NULL, NULL, '', NULL, B'1');
+	INSERT INTO queries VALUES (1, 'a & !b'), (2, '');
 	INSERT INTO times VALUES (1, 'infinity', '24:00', '00:00+14', '-infinity', 'infinity', '-1 year 2 days 3.000001 sec'), (2, '4713-01-01 BC', '00:00:00.000001', '12:00-11:30', '0044-03-15 12:00 BC', '2024-02-29 23:59:59.999999+05:30', '0');
 	INSERT INTO others VALUES (1, '{{1,NULL},{3,4}}', '{"a,b",NULL,"NULL",""}', '(1,2),(3,4)', '::1/64', '10.0.0.0/8', '08:00:2b:01:02:03', 'empty', '[2024-01-01,)', '1/2', '((0,0),(1,1))'), (2, '{}', '[2:3]={x,y}', NULL, NULL, NULL, NULL, '(,5)', NULL, NULL, NULL);
 	INSERT INTO own VALUES (1, 'sad', 'a@b', '(1,"x, y")', '[1,5)', '{ok,NULL}', '{"(1,x)"}'), (2, NULL, NULL, '(,)', 'empty', '{}', NULL);
@@ -184,7 +186,7 @@ func TestTypes(t *testing.T) {
 		m.run(t)
 		want := map[string]string{
 			"numbers": "binary", "texts": "binary", "times": "binary", "others": "binary", "moods": "binary",
-			"own": "text", "names": "text",
+			"own": "text", "names": "text", "queries": "text",
 		}
 		if diff := cmp.Diff(want, formats); diff != "" {
 			t.Errorf("%d to %d: formats (-want +got):\n%s", src.Major, dst.Major, diff)
