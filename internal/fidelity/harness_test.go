@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
@@ -108,6 +109,7 @@ func (p *pair) equal(t *testing.T) *verify.Report {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(p.failed, settleTimeout)
 	defer cancel()
+	p.catchUp(ctx, t)
 	report := p.verify(ctx, t, nil)
 	for _, tr := range report.Tables {
 		for _, d := range tr.Samples {
@@ -133,6 +135,19 @@ func (p *pair) equal(t *testing.T) *verify.Report {
 		t.Errorf("delta of %d keys finds %d differences and leaves out %v", delta.Keys, delta.Differences, delta.Uncovered)
 	}
 	return report
+}
+
+// catchUp waits until the target has what the source has now. The verification would wait too, but
+// it refuses tables that are truncated meanwhile.
+func (p *pair) catchUp(ctx context.Context, t *testing.T) {
+	t.Helper()
+	end, err := change.ParseLSN(p.from.Strings(t, "SELECT pg_current_wal_insert_lsn()")[0])
+	must(t, err)
+	release, err := p.link.StopAt(ctx, end)
+	if err != nil {
+		t.Fatalf("%v\nlink: %v", err, context.Cause(p.failed))
+	}
+	release()
 }
 
 func (p *pair) verify(ctx context.Context, t *testing.T, keys verify.Keys) *verify.Report {

@@ -40,7 +40,7 @@ func NewCluster(t testing.TB, opts ...Option) *Cluster {
 // DB returns a fresh database of the cluster.
 func (c *Cluster) DB(t testing.TB) *Database {
 	t.Helper()
-	return newDatabase(t, c.srv, c.major)
+	return newDatabase(t, c.srv, options{})
 }
 
 // Stop shuts the server down in order ("fast"); Start brings it back on the same port.

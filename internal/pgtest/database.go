@@ -23,6 +23,7 @@ const sqlTimeout = time.Minute
 type Option func(*options)
 
 type options struct {
+	encoding string
 	major    int
 	settings map[string]string
 }
@@ -30,6 +31,9 @@ type options struct {
 // Version asks for a major version. Where the machine has none of it, the default major is used and
 // the test's log says so.
 func Version(major int) Option { return func(o *options) { o.major = major } }
+
+// Encoding makes the database of another encoding than UTF8, such as LATIN1, under locale C.
+func Encoding(name string) Option { return func(o *options) { o.encoding = name } }
 
 // Setting sets a configuration parameter of a cluster made by NewCluster.
 func Setting(name, value string) Option {
@@ -63,20 +67,24 @@ func DB(t testing.TB, opts ...Option) *Database {
 	if err != nil {
 		t.Fatalf("shared PostgreSQL cluster: %v", err)
 	}
-	return newDatabase(t, srv, o.major)
+	return newDatabase(t, srv, o)
 }
 
 var databases atomic.Int64 //nolint:gochecknoglobals // numbers the databases of this test binary
 
-func newDatabase(t testing.TB, srv server, want int) *Database {
+func newDatabase(t testing.TB, srv server, o options) *Database {
 	t.Helper()
 	name := fmt.Sprintf("t%d_%s", databases.Add(1), identifier(t.Name()))
 	admin := &Database{DSN: srv.DSN("postgres"), idle: make(chan *pgx.Conn, 1)}
-	admin.Exec(t, "CREATE DATABASE "+name)
+	create := "CREATE DATABASE " + name
+	if o.encoding != "" {
+		create += " ENCODING '" + o.encoding + "' LOCALE 'C' TEMPLATE template0"
+	}
+	admin.Exec(t, create)
 	major := int(admin.Int(t, "SELECT current_setting('server_version_num')::int / 10000"))
 	admin.close()
-	if want != 0 && want != major {
-		t.Logf("PostgreSQL %d is not on this machine (make pg fetches it): using %d", want, major)
+	if o.major != 0 && o.major != major {
+		t.Logf("PostgreSQL %d is not on this machine (make pg fetches it): using %d", o.major, major)
 	}
 
 	db := &Database{DSN: srv.DSN(name), URL: srv.URL(name), Name: name, Major: major, idle: make(chan *pgx.Conn, 1)}
@@ -202,6 +210,7 @@ func (d *Database) args(args []any) []any {
 func (d *Database) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg := d.DSN.Config()
 	cfg.RuntimeParams["application_name"] = "pgtest"
+	cfg.RuntimeParams["client_encoding"] = "UTF8"
 	return pgx.ConnectConfig(ctx, cfg)
 }
 

@@ -1,0 +1,170 @@
+package fidelity
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// A shape is some tables in a form that needs care, and what happens to them.
+type shape struct {
+	name    string
+	tables  string // DDL of the source
+	target  string // DDL of the target; default: tables
+	rows    string // before the copy
+	changes []string
+}
+
+// Every shape of table, changed while a link follows.
+func TestShapes(t *testing.T) {
+	t.Parallel()
+	versions := [2]int{}
+	from, to := databases(t, versions)
+	all := slices.Concat(identities(), columns(), trees(), constraints())
+	for _, s := range all {
+		if s.target == "" {
+			s.target = s.tables
+		}
+		from.Exec(t, s.tables)
+		to.Exec(t, s.target)
+		from.Exec(t, s.rows)
+	}
+	p := start(t, from, to)
+	for _, s := range all {
+		for _, sql := range s.changes {
+			from.Exec(t, sql)
+		}
+	}
+	p.equal(t)
+}
+
+// identities are the ways in which the stream can say which row changed.
+func identities() []shape {
+	const rows = `INSERT INTO %[1]s SELECT i, 'v' || i, repeat('x', 5000) FROM generate_series(1, 20) AS i;`
+	const changes = `
+UPDATE %[1]s SET v = v || '!' WHERE id < 5;
+UPDATE %[1]s SET big = 'short' WHERE id = 6;
+UPDATE %[1]s SET id = id + 100 WHERE id BETWEEN 7 AND 9;
+UPDATE %[1]s SET id = id + 100, v = NULL WHERE id = 10;
+DELETE FROM %[1]s WHERE id BETWEEN 11 AND 13;
+INSERT INTO %[1]s VALUES (30, '', NULL), (31, NULL, repeat('y', 5000));`
+	of := func(name, tables string) shape {
+		return shape{
+			name:    name,
+			tables:  fmt.Sprintf(tables, name) + fmt.Sprintf("; ALTER TABLE %s ALTER big SET STORAGE EXTERNAL", name),
+			rows:    fmt.Sprintf(rows, name),
+			changes: []string{fmt.Sprintf(changes, name)},
+		}
+	}
+	duplicates := of("ri_duplicates", `CREATE TABLE %[1]s (id int, v text, big text)`)
+	duplicates.rows += "INSERT INTO ri_duplicates SELECT * FROM ri_duplicates; INSERT INTO ri_duplicates SELECT NULL FROM generate_series(1, 4);"
+	duplicates.changes = append(duplicates.changes, `
+		DELETE FROM ri_duplicates WHERE ctid IN (SELECT min(ctid::text)::tid FROM ri_duplicates WHERE id > 14 GROUP BY id);
+		DELETE FROM ri_duplicates WHERE ctid IN (SELECT ctid FROM ri_duplicates WHERE id IS NULL LIMIT 2);
+		UPDATE ri_duplicates SET v = 'one' WHERE ctid IN (SELECT ctid FROM ri_duplicates WHERE id IS NULL LIMIT 1);`)
+	return []shape{
+		of("ri_default", `CREATE TABLE %[1]s (id int PRIMARY KEY, v text, big text)`),
+		of("ri_index", `CREATE TABLE %[1]s (id int NOT NULL, v text, big text); CREATE UNIQUE INDEX %[1]s_u ON %[1]s (id); ALTER TABLE %[1]s REPLICA IDENTITY USING INDEX %[1]s_u`),
+		of("ri_other_index", `CREATE TABLE %[1]s (k int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id int NOT NULL UNIQUE, v text, big text);
+			ALTER TABLE %[1]s REPLICA IDENTITY USING INDEX %[1]s_id_key`).withColumns("(id, v, big)"),
+		of("ri_full", `CREATE TABLE %[1]s (id int, v text, big text); ALTER TABLE %[1]s REPLICA IDENTITY FULL`),
+		of("ri_full_key", `CREATE TABLE %[1]s (id int PRIMARY KEY, v text, big text); ALTER TABLE %[1]s REPLICA IDENTITY FULL`),
+		of("ri_full_index", `CREATE TABLE %[1]s (id int, v text, big text); CREATE INDEX ON %[1]s (id); ALTER TABLE %[1]s REPLICA IDENTITY FULL`),
+		of("ri_nothing", `CREATE TABLE %[1]s (id int PRIMARY KEY, v text, big text); ALTER TABLE %[1]s REPLICA IDENTITY NOTHING`),
+		of("ri_none", `CREATE TABLE %[1]s (id int, v text, big text)`),
+		duplicates,
+	}
+}
+
+// withColumns names the columns that the shape's INSERT statements fill.
+func (s shape) withColumns(list string) shape {
+	s.rows = strings.ReplaceAll(s.rows, "INSERT INTO "+s.name, "INSERT INTO "+s.name+" "+list)
+	s.changes = slices.Clone(s.changes)
+	for i := range s.changes {
+		s.changes[i] = strings.ReplaceAll(s.changes[i], "INSERT INTO "+s.name, "INSERT INTO "+s.name+" "+list)
+	}
+	return s
+}
+
+// columns are tables whose columns are not simply there.
+func columns() []shape {
+	return []shape{
+		{
+			name:    "generated",
+			tables:  `CREATE TABLE generated (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED, b text)`,
+			rows:    `INSERT INTO generated (id, a, b) SELECT i, i, 'b' FROM generate_series(1, 9) AS i`,
+			changes: []string{`UPDATE generated SET a = a + 1 WHERE id < 4; INSERT INTO generated VALUES (20, NULL); UPDATE generated SET b = NULL WHERE id = 5`},
+		},
+		{
+			name: "generated_no_key",
+			tables: `CREATE TABLE generated_no_key (a int, twice int GENERATED ALWAYS AS (a * 2) STORED, b text);
+				ALTER TABLE generated_no_key REPLICA IDENTITY FULL`,
+			rows:    `INSERT INTO generated_no_key (a, b) SELECT i / 2, 'b' FROM generate_series(1, 9) AS i`,
+			changes: []string{`DELETE FROM generated_no_key WHERE a = 2; UPDATE generated_no_key SET a = 9 WHERE a = 3; INSERT INTO generated_no_key VALUES (9, DEFAULT, NULL)`},
+		},
+		{
+			name: "identity",
+			tables: `CREATE TABLE identity_always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int);
+				CREATE TABLE identity_default (id int GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, v int);
+				CREATE TABLE identity_beside (k text PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, big text);
+				CREATE TABLE identity_no_key (n int GENERATED ALWAYS AS IDENTITY, v int);
+				ALTER TABLE identity_no_key REPLICA IDENTITY FULL; ALTER TABLE identity_beside ALTER big SET STORAGE EXTERNAL`,
+			rows: `INSERT INTO identity_always (v) SELECT generate_series(1, 9); INSERT INTO identity_default (v) SELECT generate_series(1, 9);
+				INSERT INTO identity_no_key (v) SELECT generate_series(1, 9);
+				INSERT INTO identity_beside (k, big) SELECT i, repeat('x', 5000) FROM generate_series(1, 9) AS i`,
+			changes: []string{
+				`UPDATE identity_always SET v = 0 WHERE id = 1; UPDATE identity_always SET id = DEFAULT WHERE id = 2; DELETE FROM identity_always WHERE id = 3`,
+				`INSERT INTO identity_always OVERRIDING SYSTEM VALUE VALUES (100, 1); INSERT INTO identity_default VALUES (-1, 1)`,
+				`UPDATE identity_default SET id = 50 WHERE id = 5; UPDATE identity_beside SET k = 'x' WHERE k = '1'; UPDATE identity_beside SET n = DEFAULT WHERE k = '2'`,
+				`UPDATE identity_beside SET big = 'y' WHERE k = '3'; UPDATE identity_no_key SET v = 0 WHERE n < 4; DELETE FROM identity_no_key WHERE n = 5`,
+			},
+		},
+		{
+			name: "dropped",
+			tables: `CREATE TABLE dropped (gone int, id int PRIMARY KEY, gone2 text, v text, gone3 int);
+				ALTER TABLE dropped DROP gone, DROP gone2, DROP gone3; ALTER TABLE dropped ADD late int DEFAULT 7`,
+			target: `CREATE TABLE dropped (x int, late int, v text, id int PRIMARY KEY); ALTER TABLE dropped DROP x`,
+			rows:   `INSERT INTO dropped SELECT i, 'v' FROM generate_series(1, 9) AS i`,
+			changes: []string{
+				`UPDATE dropped SET v = NULL WHERE id = 1; DELETE FROM dropped WHERE id = 2; INSERT INTO dropped VALUES (20, 'new', NULL); UPDATE dropped SET id = 30 WHERE id = 3`,
+			},
+		},
+		{
+			name:    "order",
+			tables:  `CREATE TABLE other_order (id int, sub text, v text, n numeric, PRIMARY KEY (id, sub))`,
+			target:  `CREATE TABLE other_order (n numeric, v text, sub text, own int DEFAULT 5, id int, PRIMARY KEY (sub, id))`,
+			rows:    `INSERT INTO other_order SELECT i, i, 'v', i / 3.0 FROM generate_series(1, 9) AS i`,
+			changes: []string{`UPDATE other_order SET n = 0.10 WHERE id = 1; UPDATE other_order SET sub = 'x', id = 7 WHERE id = 2; DELETE FROM other_order WHERE id = 3`},
+		},
+		{
+			name:    "added",
+			tables:  `CREATE TABLE added (id int PRIMARY KEY); INSERT INTO added SELECT generate_series(1, 5); ALTER TABLE added ADD d text DEFAULT 'from the catalog', ADD n int`,
+			target:  `CREATE TABLE added (id int PRIMARY KEY, d text, n int)`,
+			changes: []string{`UPDATE added SET n = 1 WHERE id = 1; UPDATE added SET d = NULL WHERE id = 2`},
+		},
+		{
+			name: "quoted",
+			tables: `CREATE SCHEMA "Schéma ""x"" .y"; CREATE TYPE "Schéma ""x"" .y"."T%s ""ý" AS ENUM ('a', 'b');
+				CREATE TABLE "Schéma ""x"" .y"."Ta ""ble%s.ž🙂" ("select" int, "a""b" "Schéma ""x"" .y"."T%s ""ý", "$1" text, "%s" text, "ünï" int[], "💥 " text, "tab	le" int,
+					"back\slash" text, u text, t text, r text, p1 text, PRIMARY KEY ("select", "%s"))`,
+			rows: `INSERT INTO "Schéma ""x"" .y"."Ta ""ble%s.ž🙂" SELECT i, 'a', 'x', i, '{}', '', 1, '\', 'u', 't', 'r', 'p' FROM generate_series(1, 9) AS i`,
+			changes: []string{
+				`UPDATE "Schéma ""x"" .y"."Ta ""ble%s.ž🙂" SET "a""b" = 'b' WHERE "select" = 1; UPDATE "Schéma ""x"" .y"."Ta ""ble%s.ž🙂" SET "%s" = 'moved', p1 = '2' WHERE "select" = 2`,
+				`DELETE FROM "Schéma ""x"" .y"."Ta ""ble%s.ž🙂" WHERE "select" = 3; INSERT INTO "Schéma ""x"" .y"."Ta ""ble%s.ž🙂" ("select", "%s") VALUES (20, '')`,
+			},
+		},
+		{
+			name:    "quoted_no_key",
+			tables:  `CREATE TABLE "no key" ("T" text, "image" text, "nth" int, "rel" int, "tid" text, "n0" int, "p1" int, "u" int, "i" int, "w" int, "h" int); ALTER TABLE "no key" REPLICA IDENTITY FULL`,
+			rows:    `INSERT INTO "no key" SELECT 'T', 'image', 1, 2, 'tid', i / 2, 3, 4, 5, 6, 7 FROM generate_series(1, 9) AS i`,
+			changes: []string{`UPDATE "no key" SET nth = 9 WHERE n0 = 1; DELETE FROM "no key" WHERE ctid = (SELECT ctid FROM "no key" WHERE n0 = 2 LIMIT 1)`},
+		},
+		{
+			name:    "null_everywhere",
+			tables:  `CREATE TABLE nulls (a int, b text, c bytea, d numeric, e int[]); ALTER TABLE nulls REPLICA IDENTITY FULL`,
+			rows:    `INSERT INTO nulls SELECT nullif(1, i), nullif('', repeat('x', (i <> 2)::int)), nullif('\x'::bytea, decode(repeat('00', (i <> 3)::int), 'hex')), nullif(0, (i <> 4)::int), nullif('{}', '{}'::int[]) FROM generate_series(1, 6) AS i`,
+			changes: []string{`UPDATE nulls SET a = NULL WHERE a = 1; UPDATE nulls SET b = '' WHERE b IS NULL; DELETE FROM nulls WHERE d IS NULL; INSERT INTO nulls DEFAULT VALUES; INSERT INTO nulls DEFAULT VALUES`},
+		},
+	}
+}
