@@ -42,7 +42,7 @@ func newFaulty(t *testing.T, from, to *pgtest.Database, ddl, fill string) *fault
 	t.Helper()
 	f := &faulty{from: from, to: to, dir: t.TempDir()}
 	f.source, f.target = faultpg.New(t, from.DSN), faultpg.New(t, to.DSN)
-	ddl += "\nCREATE TABLE public.marker (id int PRIMARY KEY)"
+	ddl += ";\nCREATE TABLE public.marker (id int PRIMARY KEY)"
 	from.Exec(t, ddl)
 	to.Exec(t, ddl)
 	from.Exec(t, fill)
@@ -86,8 +86,8 @@ func describe(ctx context.Context, from *pgtest.Database) (mappings []transform.
 	return mappings, full, nil
 }
 
-// name names the link; two pairs may share a cluster.
-func (f *faulty) name() string { return "ficus_" + f.from.Name }
+// name names the link; several pairs share a cluster, and two may share a source.
+func (f *faulty) name() string { return "ficus_" + f.to.Name }
 
 // open makes the link of this process, prepared or not, on the pair's data directory.
 func (f *faulty) open(t *testing.T) {

@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -53,6 +52,10 @@ type history struct {
 	*faulty
 	r        *rand.Rand
 	sessions []*session
+	// truncate lets tables be truncated: not before the copy is done. A copy that comes after a
+	// TRUNCATE that its snapshot does not see finds nothing (PostgreSQL manual, "Caveats" of MVCC),
+	// and a slot made while one is open cannot always be decoded ("could not map filenode").
+	truncate bool
 	commits  int
 	log      []string // of what befell
 }
@@ -134,6 +137,7 @@ func metamorphic(t *testing.T, seed uint64) {
 		default:
 		}
 	}
+	h.truncate = true
 	stop := run(t, h.link)
 	for range 30 {
 		h.steps(t, 20)
@@ -189,15 +193,12 @@ func (h *history) befall(t *testing.T, stop func()) func() {
 		name = "directory lost"
 		h.source.Flow()
 		h.target.Flow()
+		pgtest.Eventually(t, "progress to go on from", func() bool { return h.link.Applied() > 0 })
 		stop()
 		h.close(t)
 		h.dir = t.TempDir()
 		h.open(t)
-		if err := h.link.Adopt(t.Context(), 0); errors.Is(err, ErrNotPrepared) {
-			t.Skip("the directory was lost before anything was applied") // nothing to go on from
-		} else if err != nil {
-			t.Fatal(err)
-		}
+		must(t, h.link.Adopt(t.Context(), 0))
 		stop = run(t, h.link)
 	default:
 		return stop
@@ -267,7 +268,9 @@ func (h *history) statement() string {
 		func() string {
 			return fmt.Sprintf("INSERT INTO keyed VALUES (%d, 'u%d', %s, %d) ON CONFLICT DO NOTHING", n(60), n(60), value(), n(9))
 		},
-		func() string { return fmt.Sprintf("UPDATE keyed SET n = n + 1 WHERE id BETWEEN %d AND %d", n(60), n(60)) },
+		func() string {
+			return fmt.Sprintf("UPDATE keyed SET n = n + 1 WHERE id BETWEEN %d AND %d", n(60), n(60))
+		},
 		func() string { return fmt.Sprintf("UPDATE keyed SET big = %s WHERE id = %d", value(), n(60)) },
 		func() string { return fmt.Sprintf("UPDATE keyed SET id = id + %d WHERE id = %d", n(60), n(60)) },
 		func() string { // a unique value moves to another row
@@ -287,29 +290,44 @@ func (h *history) statement() string {
 			return fmt.Sprintf("INSERT INTO pairs VALUES (%d, 'b%d', %d) ON CONFLICT (a, b) DO UPDATE SET v = pairs.v + 0.5", n(5), n(30), n(9))
 		},
 		func() string { return fmt.Sprintf("UPDATE pairs SET a = a + 10 WHERE b = 'b%d' AND a < 50", n(30)) },
-		func() string { return fmt.Sprintf("INSERT INTO bag SELECT %d, %s FROM generate_series(1, %d)", n(3), value(), n(4)) },
+		func() string {
+			return fmt.Sprintf("INSERT INTO bag SELECT %d, %s FROM generate_series(1, %d)", n(3), value(), n(4))
+		},
 		func() string {
 			return fmt.Sprintf("DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a = %d LIMIT %d)", n(3), n(3))
 		},
-		func() string { return fmt.Sprintf("UPDATE bag SET b = %s WHERE ctid = (SELECT max(ctid) FROM bag)", value()) },
+		func() string {
+			return fmt.Sprintf("UPDATE bag SET b = %s WHERE ctid = (SELECT max(ctid) FROM bag)", value())
+		},
 		func() string { return fmt.Sprintf("INSERT INTO loose VALUES (%d, %s)", n(3), value()) },
 		func() string {
 			return fmt.Sprintf("UPDATE loose SET b = %s WHERE ctid = (SELECT min(ctid) FROM loose WHERE a = %d)", value(), n(3))
 		},
-		func() string { return fmt.Sprintf("DELETE FROM loose WHERE ctid = (SELECT min(ctid) FROM loose WHERE a = %d)", n(3)) },
+		func() string {
+			return fmt.Sprintf("DELETE FROM loose WHERE ctid = (SELECT min(ctid) FROM loose WHERE a = %d)", n(3))
+		},
 		func() string { return "UPDATE swap SET id = 31 - id" },
-		func() string { a := n(29); return fmt.Sprintf("UPDATE swap SET id = %d - id, v = v + 1 WHERE id IN (%d, %d)", 2*a+1, a, a+1) },
+		func() string {
+			a := n(29)
+			return fmt.Sprintf("UPDATE swap SET id = %d - id, v = v + 1 WHERE id IN (%d, %d)", 2*a+1, a, a+1)
+		},
 		func() string { return fmt.Sprintf("INSERT INTO ident (v) SELECT generate_series(1, %d)", n(5)) },
 		func() string { return fmt.Sprintf("UPDATE ident SET v = v * 2 %% 1000 WHERE id %% 7 = %d", n(7)) },
-		func() string { return fmt.Sprintf("INSERT INTO part VALUES (%d, %d, %s) ON CONFLICT DO NOTHING", 500+n(99), n(9), value()) },
+		func() string {
+			return fmt.Sprintf("INSERT INTO part VALUES (%d, %d, %s) ON CONFLICT DO NOTHING", 500+n(99), n(9), value())
+		},
 		func() string { return fmt.Sprintf("UPDATE part SET at = (at + 3) %% 10 WHERE id = %d", n(500)) }, // to another partition
 		func() string { return fmt.Sprintf("DELETE FROM part WHERE id BETWEEN %d AND %d", n(500), n(500)) },
 		func() string { return fmt.Sprintf("UPDATE parent SET id = id + 100 WHERE id = %d", n(20)) },
 		func() string {
 			return fmt.Sprintf("DELETE FROM parent WHERE id IN (%d, %d); INSERT INTO parent VALUES (%d) ON CONFLICT DO NOTHING", n(20), 100+n(20), n(20))
 		},
-		func() string { return fmt.Sprintf("INSERT INTO child VALUES (%d, (SELECT min(id) FROM parent))", 40+n(200)) },
-		func() string { return fmt.Sprintf("INSERT INTO many_%d SELECT max(id) + 1, %s FROM many_1", 2+n(2), value()) },
+		func() string {
+			return fmt.Sprintf("INSERT INTO child VALUES (%d, (SELECT min(id) FROM parent))", 40+n(200))
+		},
+		func() string {
+			return fmt.Sprintf("INSERT INTO many_%d SELECT max(id) + 1, %s FROM many_1", 2+n(2), value())
+		},
 		func() string {
 			return fmt.Sprintf("INSERT INTO many_%d VALUES (%d, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v", n(4), n(5000), value())
 		},
@@ -320,7 +338,7 @@ func (h *history) statement() string {
 			return "INSERT INTO bag SELECT 9, repeat('large', 20) FROM generate_series(1, 15000)"
 		},
 		func() string {
-			if r.IntN(4) > 0 {
+			if !h.truncate || r.IntN(4) > 0 {
 				return "SELECT"
 			}
 			return []string{

@@ -73,12 +73,18 @@ func (r *Reader) Run(ctx context.Context) error {
 	}
 }
 
+// codeInternal is what a server says about its own faults.
+const codeInternal = "XX000"
+
 func streamHint(err error, slot string) error {
 	switch pg.Code(err) {
 	case pg.CodeUndefinedObject:
 		return hint.Wrap(err, "a publication or the slot was dropped: changes are lost, so start the migration again")
 	case pg.CodeObjectNotReady:
 		return hint.Wrap(err, "slot %q can no longer be read: changes are lost, so start the migration again", slot)
+	case codeInternal:
+		return hint.Wrap(err, "the server cannot decode its own WAL: a transaction that truncated or rewrote a table while "+
+			"slot %q was being made can be the cause; start the migration again when no such transaction is open", slot)
 	}
 	return err
 }

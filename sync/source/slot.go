@@ -20,6 +20,13 @@ import (
 // dropTimeout bounds how long DropSlot waits for a walsender to let go of the slot.
 const dropTimeout = 30 * time.Second
 
+// createTries is how often a slot is tried to be made. A snapshot has room for so many transaction
+// ids, and those of savepoints that commit meanwhile count ("initial slot snapshot too large").
+const createTries = 12
+
+// codeSerializationFailure is what a server says whose snapshot became too large.
+const codeSerializationFailure = "40001"
+
 // codeConfigurationLimit is what a server says that has no free slot.
 const codeConfigurationLimit = "53400"
 
@@ -34,9 +41,20 @@ type Snapshot struct {
 // error carries a hint.
 // Source: PostgreSQL manual, "Streaming Replication Protocol", CREATE_REPLICATION_SLOT.
 func CreateSlot(ctx context.Context, conn *pgconn.PgConn, name string, temporary bool) (Snapshot, error) {
-	slot, err := pglogrepl.CreateReplicationSlot(ctx, conn, schema.QuoteIdent(name), "pgoutput", pglogrepl.CreateReplicationSlotOptions{
-		Temporary: temporary, SnapshotAction: "EXPORT_SNAPSHOT", Mode: pglogrepl.LogicalReplication,
-	})
+	var slot pglogrepl.CreateReplicationSlotResult
+	var err error
+	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 2 * time.Second}
+	for range createTries {
+		slot, err = pglogrepl.CreateReplicationSlot(ctx, conn, schema.QuoteIdent(name), "pgoutput", pglogrepl.CreateReplicationSlotOptions{
+			Temporary: temporary, SnapshotAction: "EXPORT_SNAPSHOT", Mode: pglogrepl.LogicalReplication,
+		})
+		if pg.Code(err) != codeSerializationFailure {
+			break
+		}
+		if stop := retry.Wait(ctx); stop != nil {
+			return Snapshot{}, fmt.Errorf("create slot %q: %w (%w)", name, err, stop)
+		}
+	}
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("create slot %q: %w", name, slotHint(err, name))
 	}
@@ -56,6 +74,8 @@ func slotHint(err error, name string) error {
 		return hint.Wrap(err, "drop slots that nobody uses (pg_replication_slots), or raise max_replication_slots and restart the server")
 	case pg.CodeObjectNotReady:
 		return hint.Wrap(err, "ALTER SYSTEM SET wal_level = logical, and restart the server")
+	case codeSerializationFailure:
+		return hint.Wrap(err, "too many transactions with savepoints commit at once: begin at a quieter time, or raise max_connections, by which the server bounds them")
 	case pg.CodeInsufficientPrivilege:
 		return hint.Wrap(err, "the role needs the REPLICATION attribute: ALTER ROLE ... REPLICATION")
 	}
