@@ -186,7 +186,7 @@ func TestPostgres(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(context.WithoutCancel(t.Context())) //nolint:errcheck // it is cut before
+	defer conn.Close(context.WithoutCancel(t.Context()))
 	var n int
 	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM generate_series(1, 1000)`).Scan(&n); err != nil || n != 1000 {
 		t.Fatalf("%d, %v", n, err)

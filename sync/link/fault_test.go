@@ -45,6 +45,7 @@ func TestNetwork(t *testing.T) {
 	}
 	resets := func(d faultpg.Direction, of func(*faulty) *faultpg.Proxy) func(*testing.T, *faulty) {
 		return func(t *testing.T, f *faulty) {
+			t.Helper()
 			r := rand.New(rand.NewPCG(5, 6))
 			p := of(f)
 			for n := range rounds(4) {
