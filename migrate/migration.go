@@ -247,7 +247,7 @@ func (m *Migration) fail(cause error) error {
 	s := m.snapshot()
 	f := fact{FailedIn: s.phase, Bare: errors.Is(cause, errBare), Error: cause.Error(), Hint: hint.Of(cause)}
 	if f.Hint == "" {
-		f.Hint = fmt.Sprintf("mend the cause, then go on where it stopped: ficus resume %s; or give up: ficus cancel %[1]s", m.cfg.Name)
+		f.Hint = fmt.Sprintf("mend the cause, then go on where it stopped: ficus resume %s while it runs, else the same command again; to give up: ficus cancel %[1]s", m.cfg.Name)
 		cause = hint.Wrap(cause, "%s", f.Hint)
 	}
 	cause = fmt.Errorf("migration %s: %s: %w", m.cfg.Name, s.phase, cause)

@@ -11,6 +11,7 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -132,7 +133,7 @@ func stepText(e migrate.Event) string {
 	case f.State == "started" || f.State == "done" && f.Took < longStep:
 		return ""
 	case f.State == "done":
-		return fmt.Sprintf("%s took %s", f.Step, span(f.Took))
+		return fmt.Sprintf("%s took %s", f.Step, units.Duration(f.Took))
 	}
 	return e.Message
 }
@@ -158,9 +159,9 @@ func (c *console) progress(e migrate.Event, t migrate.TableProgress) {
 		case c.app.json:
 			c.app.object(e)
 		case t.Done:
-			c.say(fmt.Sprintf("  copied %s: %s rows, %s (%s)", t.Table, count(t.Rows), size(t.Bytes), t.Format))
+			c.say(fmt.Sprintf("  copied %s: %s rows, %s (%s)", t.Table, units.Count(t.Rows), units.Bytes(t.Bytes), t.Format))
 		case t.Rows > 0:
-			c.say(fmt.Sprintf("  copying %s: %s of about %s rows", t.Table, count(t.Rows), count(max(t.TotalRows, t.Rows))))
+			c.say(fmt.Sprintf("  copying %s: %s of about %s rows", t.Table, units.Count(t.Rows), units.Count(max(t.TotalRows, t.Rows))))
 		}
 		return
 	}
@@ -171,11 +172,11 @@ func (c *console) progress(e migrate.Event, t migrate.TableProgress) {
 			bar.Abort(true)
 			delete(c.bars, t.Table)
 		}
-		c.say(fmt.Sprintf("  copied %s: %s rows, %s (%s)", t.Table, count(t.Rows), size(t.Bytes), t.Format))
+		c.say(fmt.Sprintf("  copied %s: %s rows, %s (%s)", t.Table, units.Count(t.Rows), units.Bytes(t.Bytes), t.Format))
 	case bar == nil && t.Rows > 0:
 		c.bars[t.Table] = c.screen.AddBar(max(t.TotalRows, t.Rows+1),
 			mpb.PrependDecorators(decor.Name(fmt.Sprintf("  %-28s", t.Table)), decor.Percentage(decor.WC{W: 5})),
-			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string { return " " + count(s.Current) + " rows" })))
+			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string { return " " + units.Count(s.Current) + " rows" })))
 		c.bars[t.Table].SetCurrent(t.Rows)
 	case bar != nil:
 		if t.Rows >= t.TotalRows { // the estimate was low
@@ -195,7 +196,7 @@ func summary(s migrate.Status) string {
 		parts = append(parts, fmt.Sprintf("%d/%d %s", s.Build.Done, s.Build.Total, s.Build.What))
 	}
 	if s.Lag != nil {
-		parts = append(parts, fmt.Sprintf("lag %s, %s", size(s.Lag.Bytes), span(s.Lag.Time)), count(s.Lag.Rows)+" changes applied")
+		parts = append(parts, fmt.Sprintf("lag %s, %s", units.Bytes(s.Lag.Bytes), units.Duration(s.Lag.Time)), units.Count(s.Lag.Rows)+" changes applied")
 	}
 	if s.Owner != "" {
 		parts = append(parts, "owner "+string(s.Owner))

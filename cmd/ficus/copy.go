@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/playbooks"
@@ -134,7 +135,7 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	}
 	screen.close()
 	a.line("result", map[string]any{"tables": result.Tables, "rows_copied": result.Rows, "bytes_copied": result.Bytes, "copy_seconds": result.Elapsed.Seconds()},
-		fmt.Sprintf("copied %d tables, %s rows, %s, in %s", result.Tables, count(result.Rows), size(result.Bytes), span(result.Elapsed)))
+		fmt.Sprintf("copied %d tables, %s rows, %s, in %s", result.Tables, units.Count(result.Rows), units.Bytes(result.Bytes), units.Duration(result.Elapsed)))
 	return nil
 }
 

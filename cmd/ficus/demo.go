@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/ficus-migrate/ficus/examples/shop"
 	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/playbooks"
 )
@@ -188,11 +188,7 @@ func (d *demo) open(ctx context.Context, store *eventstore.Store) error {
 	if err != nil {
 		return err
 	}
-	tmp := dumpDir(d.ground.dir)
-	if err := os.MkdirAll(tmp, 0o700); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
-	}
-	m := newManager(ctx, store, tmp, d.log)
+	m := newManager(ctx, store, dumpDir(d.ground.dir), d.log)
 	m.fixed = true
 	if d.engine, err = m.add(ctx, j, true, d.story.event); err != nil {
 		return err
@@ -376,7 +372,7 @@ func (d *demo) farewell(ctx context.Context, before *demoReport) error {
 		return err
 	}
 	d.story.say(fmt.Sprintf("since the report: %s more transactions acknowledged; of all %s, %s are found",
-		count(r.Acknowledged-before.Transactions.Acknowledged), count(r.Acknowledged), count(r.Found)))
+		units.Count(r.Acknowledged-before.Transactions.Acknowledged), units.Count(r.Acknowledged), units.Count(r.Found)))
 	if !r.OK() {
 		return &statusError{exitFailed, fmt.Errorf("the ledger and the database differ: %+v", *r)}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/ficus-migrate/ficus/examples/shop"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pgserver"
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/schema/dump"
 )
 
@@ -63,13 +64,13 @@ func (d *demo) prepare(ctx context.Context) error {
 		"target": map[string]any{"version": target.Version, "port": g.target.Port()},
 	}, fmt.Sprintf("the old one, source, on port %d; the new one, target, on port %d", g.source.Port(), g.target.Port()))
 
-	d.story.step("fill the shop on the old one: about %s rows", count(int64(d.flags.rows)))
+	d.story.step("fill the shop on the old one: about %s rows", units.Count(int64(d.flags.rows)))
 	began := time.Now()
 	if err := g.fill(ctx, d.flags.rows); err != nil {
 		return err
 	}
 	d.story.fact("filled", map[string]any{"rows": g.rows, "seconds": time.Since(began).Seconds()},
-		fmt.Sprintf("%s rows in %s: orders, payments, a partitioned table, one without a key, sequences, triggers", count(g.rows), span(time.Since(began))))
+		fmt.Sprintf("%s rows in %s: orders, payments, a partitioned table, one without a key, sequences, triggers", units.Count(g.rows), units.Duration(time.Since(began))))
 	return nil
 }
 

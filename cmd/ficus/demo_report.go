@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ficus-migrate/ficus/examples/shop"
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -133,8 +134,8 @@ func (d *demo) prove(ctx context.Context) (*demoReport, error) {
 			r.Phases = append(r.Phases, demoPhase{p.Phase, p.Took.Seconds()})
 		}
 	}
-	r.took = fmt.Sprintf("%s by the %s, %s by the %s", count(ledger.Servers[d.ground.source.Port()]), d.names(migrate.Source),
-		count(ledger.Servers[d.ground.target.Port()]), d.names(migrate.Target))
+	r.took = fmt.Sprintf("%s by the %s, %s by the %s", units.Count(ledger.Servers[d.ground.source.Port()]), d.names(migrate.Source),
+		units.Count(ledger.Servers[d.ground.target.Port()]), d.names(migrate.Target))
 	r.judge()
 	for i, err := range d.ledger.Errors() {
 		d.story.fact("client_error", map[string]any{"message": err.Error()}, fmt.Sprintf("! client error %d: %v", i+1, err))
@@ -195,18 +196,18 @@ func (s *story) report(r *demoReport) {
 	}
 	rows := [][]string{
 		{"databases", fmt.Sprintf("PostgreSQL %s -> PostgreSQL %s", r.Source, r.Target)},
-		{"copied", fmt.Sprintf("%s rows, %s, in %.2f s", count(r.RowsCopied), size(r.BytesCopied), r.CopySeconds)},
+		{"copied", fmt.Sprintf("%s rows, %s, in %.2f s", units.Count(r.RowsCopied), units.Bytes(r.BytesCopied), r.CopySeconds)},
 	}
 	for i, line := range wrap(phases, 4) {
 		rows = append(rows, []string{first(i, "phases"), line})
 	}
 	rows = append(
 		rows,
-		[]string{"transactions", fmt.Sprintf("%s acknowledged, %s found, %d failed, %d in doubt", count(t.Acknowledged), count(t.Found), t.Failed, t.InDoubt)},
+		[]string{"transactions", fmt.Sprintf("%s acknowledged, %s found, %d failed, %d in doubt", units.Count(t.Acknowledged), units.Count(t.Found), t.Failed, t.InDoubt)},
 		[]string{"", r.took},
-		[]string{"", fmt.Sprintf("as clients saw them: p50 %s, p99 %s, longest %s", span(r.latency.P50), span(r.latency.P99), span(r.latency.Max))},
-		[]string{"reads", fmt.Sprintf("%s, %d failed, %d saw half a transaction", count(t.Reads), t.ReadsFailed, t.Torn)},
-		[]string{"compared", fmt.Sprintf("%s rows of %d tables, over the reverse link, in %.2f s: %d differences", count(r.Verify.Rows), r.Verify.Tables, r.Verify.Seconds, r.Verify.Differences)},
+		[]string{"", fmt.Sprintf("as clients saw them: p50 %s, p99 %s, longest %s", units.Duration(r.latency.P50), units.Duration(r.latency.P99), units.Duration(r.latency.Max))},
+		[]string{"reads", fmt.Sprintf("%s, %d failed, %d saw half a transaction", units.Count(t.Reads), t.ReadsFailed, t.Torn)},
+		[]string{"compared", fmt.Sprintf("%s rows of %d tables, over the reverse link, in %.2f s: %d differences", units.Count(r.Verify.Rows), r.Verify.Tables, r.Verify.Seconds, r.Verify.Differences)},
 	)
 	s.table(rows)
 	s.print("")
@@ -230,9 +231,9 @@ func (r *demoReport) changeRows() [][]string {
 			what = "roll back"
 		}
 		rows = append(rows, []string{
-			fmt.Sprintf("%s (epoch %d)", what, c.Epoch), span(c.blackout),
-			fmt.Sprintf("%d clients", c.stall.Clients), span(c.stall.P50), span(c.stall.P99), span(c.stall.Max),
-			span(c.felt.P50), span(c.felt.P99), span(c.felt.Max),
+			fmt.Sprintf("%s (epoch %d)", what, c.Epoch), units.Duration(c.blackout),
+			fmt.Sprintf("%d clients", c.stall.Clients), units.Duration(c.stall.P50), units.Duration(c.stall.P99), units.Duration(c.stall.Max),
+			units.Duration(c.felt.P50), units.Duration(c.felt.P99), units.Duration(c.felt.Max),
 		})
 	}
 	return rows

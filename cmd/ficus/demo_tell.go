@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -43,16 +44,16 @@ func (d *demo) cameOf(p migrate.Phase) {
 	case migrate.Copying:
 		if c := s.Copied; c != nil {
 			d.story.say(fmt.Sprintf("  %s rows of %d tables, %s, in %s; indexes, keys and triggers after them",
-				count(c.Rows), c.Tables, size(c.Bytes), span(c.Elapsed)))
+				units.Count(c.Rows), c.Tables, units.Bytes(c.Bytes), units.Duration(c.Elapsed)))
 		}
 	case migrate.CatchingUp:
 		if l := s.Lag; l != nil {
-			d.story.say(fmt.Sprintf("  %s changes applied, lag %s", count(l.Rows), size(l.Bytes)))
+			d.story.say(fmt.Sprintf("  %s changes applied, lag %s", units.Count(l.Rows), units.Bytes(l.Bytes)))
 		}
 	case migrate.Verifying:
 		if proof := s.Proof; proof != nil {
 			d.story.say(fmt.Sprintf("  %s rows, %d differences, in %s; the link stood still for %s",
-				count(proof.Rows), proof.Differences, span(proof.Elapsed), span(proof.Paused)))
+				units.Count(proof.Rows), proof.Differences, units.Duration(proof.Elapsed), units.Duration(proof.Paused)))
 		}
 	case migrate.Pending, migrate.Preparing, migrate.Following, migrate.ReadsSwitched, migrate.Promoting, migrate.Promoted,
 		migrate.RollingBack, migrate.RolledBack, migrate.Completed, migrate.Cancelled, migrate.Failed:
@@ -67,7 +68,7 @@ func (d *demo) changed() {
 	}
 	c := changes[len(changes)-1]
 	d.story.fact("change", fields(c), fmt.Sprintf("the %s owns the data: no write for %s, the slowest transaction took %s; %s rows compared under the fence, %d differences",
-		d.names(c.To), span(c.blackout), span(c.felt.Max), count(c.Proved), c.Differences))
+		d.names(c.To), units.Duration(c.blackout), units.Duration(c.felt.Max), units.Count(c.Proved), c.Differences))
 }
 
 // names returns a side as the demo's viewer knows it.
@@ -85,8 +86,8 @@ func (d *demo) live() string {
 	now := time.Now()
 	recent := d.ledger.Latency(now.Add(-time.Second), now)
 	parts := []string{
-		fmt.Sprintf("         %4d tx/s", recent.Transactions), "p99 " + span(recent.P99),
-		count(t.Acknowledged) + " acknowledged", fmt.Sprintf("%d failed", t.Failed+t.ReadsFailed),
+		fmt.Sprintf("         %4d tx/s", recent.Transactions), "p99 " + units.Duration(recent.P99),
+		units.Count(t.Acknowledged) + " acknowledged", fmt.Sprintf("%d failed", t.Failed+t.ReadsFailed),
 	}
 	s := d.engine.migration.Status()
 	switch {
@@ -97,11 +98,11 @@ func (d *demo) live() string {
 		for _, t := range s.Tables {
 			rows, total = rows+t.Rows, total+max(t.Rows, t.TotalRows)
 		}
-		parts = append(parts, fmt.Sprintf("%s of about %s rows", count(rows), count(total)))
+		parts = append(parts, fmt.Sprintf("%s of about %s rows", units.Count(rows), units.Count(total)))
 	case s.Checked != nil:
-		parts = append(parts, fmt.Sprintf("compared %s of %s rows", count(s.Checked.Done), count(s.Checked.Total)))
+		parts = append(parts, fmt.Sprintf("compared %s of %s rows", units.Count(s.Checked.Done), units.Count(s.Checked.Total)))
 	case s.Lag != nil:
-		parts = append(parts, "lag "+size(s.Lag.Bytes))
+		parts = append(parts, "lag "+units.Bytes(s.Lag.Bytes))
 	}
 	if s.ReadsOn > 0 {
 		parts = append(parts, fmt.Sprintf("%d %% of reads moved", s.ReadsOn))

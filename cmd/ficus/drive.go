@@ -13,6 +13,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -148,10 +149,10 @@ func (a *app) showStatus(s migrate.Status) {
 	rows := [][]string{
 		{s.Name, summary(s)},
 		{"  moves", s.Source + " -> " + s.Target},
-		{"  since", fmt.Sprintf("%s (%s ago)", s.PhaseSince.Local().Format(time.DateTime), span(time.Since(s.PhaseSince)))},
+		{"  since", fmt.Sprintf("%s (%s ago)", s.PhaseSince.Local().Format(time.DateTime), units.Duration(time.Since(s.PhaseSince)))},
 	}
 	if c := s.Copied; c != nil {
-		rows = append(rows, []string{"  copied", fmt.Sprintf("%s rows, %s, in %s", count(c.Rows), size(c.Bytes), span(c.Elapsed))})
+		rows = append(rows, []string{"  copied", fmt.Sprintf("%s rows, %s, in %s", units.Count(c.Rows), units.Bytes(c.Bytes), units.Duration(c.Elapsed))})
 	}
 	for _, g := range s.Gates {
 		state := "closed"
@@ -161,10 +162,10 @@ func (a *app) showStatus(s migrate.Status) {
 		rows = append(rows, []string{"  gate " + g.Name, fmt.Sprintf("%s: %s (wanted: %s)", state, g.Measured, g.Wanted)})
 	}
 	if p := s.Proof; p != nil {
-		rows = append(rows, []string{"  proof", fmt.Sprintf("%s rows at %s, %d differences, %s ago", count(p.Rows), p.LSN, p.Differences, span(time.Since(p.Time)))})
+		rows = append(rows, []string{"  proof", fmt.Sprintf("%s rows at %s, %d differences, %s ago", units.Count(p.Rows), p.LSN, p.Differences, units.Duration(time.Since(p.Time)))})
 	}
 	for _, p := range s.Promotions {
-		rows = append(rows, []string{"  promotion", fmt.Sprintf("epoch %d to the %s at %s: no writes for %s, clients waited p99 %s", p.Epoch, p.To, p.At.Local().Format(time.TimeOnly), span(p.Blackout), span(p.Stall.P99))})
+		rows = append(rows, []string{"  promotion", fmt.Sprintf("epoch %d to the %s at %s: no writes for %s, clients waited p99 %s", p.Epoch, p.To, p.At.Local().Format(time.TimeOnly), units.Duration(p.Blackout), units.Duration(p.Stall.P99))})
 	}
 	if s.Owner == migrate.Target {
 		verdict := "safe"

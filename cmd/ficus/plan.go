@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -37,7 +38,7 @@ It reads both databases and changes nothing.`,
 			steps := migrate.Steps(settings)
 			stall := migrate.Stall(settings)
 			a.line("result", map[string]any{"tables": len(j.plan.Mappings), "steps": len(steps), "stall_budget_ms": stall.Milliseconds(), "errors": errors, "reversible": len(j.plan.Lossy) == 0},
-				fmt.Sprintf("clients wait no longer than %s at the promotion: when the budgets are used up, everything is undone", span(stall)))
+				fmt.Sprintf("clients wait no longer than %s at the promotion: when the budgets are used up, everything is undone", units.Duration(stall)))
 			return nil
 		},
 	}
@@ -58,7 +59,7 @@ func (a *app) printPlan(j *job) {
 		case m.Reshaped():
 			by = "renamed"
 		}
-		rows = append(rows, []string{m.Source.Name.Display(), m.Target.Display(), "~" + count(max(0, m.Source.Rows)), size(m.Source.Bytes), by})
+		rows = append(rows, []string{m.Source.Name.Display(), m.Target.Display(), "~" + units.Count(max(0, m.Source.Rows)), units.Bytes(m.Source.Bytes), by})
 		if a.json {
 			a.line("table", map[string]any{"source": m.Source.Name, "target": m.Target, "rows": m.Source.Rows, "bytes": m.Source.Bytes, "rule": by}, "")
 		}
@@ -78,7 +79,7 @@ func (a *app) printPlan(j *job) {
 	for _, s := range migrate.Steps(j.settings(false)) {
 		budget := "-"
 		if s.Budget > 0 {
-			budget = span(s.Budget)
+			budget = units.Duration(s.Budget)
 		}
 		if s.Waits {
 			budget += " *"

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -62,9 +62,6 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	if err := os.MkdirAll(dumpDir(a.dataDir), 0o700); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
-	}
 
 	var e *engine
 	screen := a.newConsole(func() migrate.Status { return e.migration.Status() })
@@ -199,19 +196,19 @@ func outcome(s migrate.Status) (r map[string]any, text []string) {
 	text = []string{fmt.Sprintf("%s: %s, the %s owns the data", s.Name, s.Phase, s.Owner)}
 	if c := s.Copied; c != nil {
 		r["rows_copied"], r["bytes_copied"], r["copy_seconds"] = c.Rows, c.Bytes, c.Elapsed.Seconds()
-		text = append(text, fmt.Sprintf("  copied    %s rows, %s, in %s", count(c.Rows), size(c.Bytes), span(c.Elapsed)))
+		text = append(text, fmt.Sprintf("  copied    %s rows, %s, in %s", units.Count(c.Rows), units.Bytes(c.Bytes), units.Duration(c.Elapsed)))
 	}
 	if p := s.Proof; p != nil {
 		r["verify"] = map[string]any{"rows": p.Rows, "differences": p.Differences, "lsn": p.LSN}
-		text = append(text, fmt.Sprintf("  verified  %s rows at %s: %d differences", count(p.Rows), p.LSN, p.Differences))
+		text = append(text, fmt.Sprintf("  verified  %s rows at %s: %d differences", units.Count(p.Rows), p.LSN, p.Differences))
 	}
 	if n := len(s.Promotions); n > 0 {
 		p := s.Promotions[n-1]
 		r["blackout_ms"] = milliseconds(p.Blackout)
 		r["stall_ms"] = map[string]any{"p50": milliseconds(p.Stall.P50), "p99": milliseconds(p.Stall.P99), "max": milliseconds(p.Stall.Max), "clients": p.Stall.Clients}
 		text = append(text,
-			fmt.Sprintf("  promoted  epoch %d, no writes for %s; %d clients waited, p99 %s, longest %s", p.Epoch, span(p.Blackout), p.Stall.Clients, span(p.Stall.P99), span(p.Stall.Max)),
-			fmt.Sprintf("  proved    %s touched keys compared under the fence: %d differences", count(p.Proof.Keys), p.Proof.Differences))
+			fmt.Sprintf("  promoted  epoch %d, no writes for %s; %d clients waited, p99 %s, longest %s", p.Epoch, units.Duration(p.Blackout), p.Stall.Clients, units.Duration(p.Stall.P99), units.Duration(p.Stall.Max)),
+			fmt.Sprintf("  proved    %s touched keys compared under the fence: %d differences", units.Count(p.Proof.Keys), p.Proof.Differences))
 	}
 	if s.Owner == migrate.Target {
 		if s.Rollback.Safe {

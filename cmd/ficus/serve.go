@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -64,9 +63,6 @@ func (a *app) serve(ctx context.Context, f serverFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	if err := os.MkdirAll(dumpDir(a.dataDir), 0o700); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
-	}
 	running, cancel := context.WithCancel(ctx)
 	m := newManager(running, store, dumpDir(a.dataDir), log)
 	defer m.Wait()

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/verify"
 )
 
@@ -60,7 +61,7 @@ func (a *app) verifyMigration(ctx context.Context, name, token string) error {
 		return err
 	}
 	a.line("result", map[string]any{"name": name, "lsn": p.LSN, "tables": p.Tables, "rows": p.Rows, "differences": p.Differences, "seconds": p.Elapsed.Seconds(), "paused_ms": milliseconds(p.Paused), "samples": p.Samples},
-		fmt.Sprintf("%s: %d tables, %s rows compared at %s in %s (applying paused for %s): %d differences", name, p.Tables, count(p.Rows), p.LSN, span(p.Elapsed), span(p.Paused), p.Differences))
+		fmt.Sprintf("%s: %d tables, %s rows compared at %s in %s (applying paused for %s): %d differences", name, p.Tables, units.Count(p.Rows), p.LSN, units.Duration(p.Elapsed), units.Duration(p.Paused), p.Differences))
 	if p.Differences > 0 {
 		return &statusError{status: exitNo}
 	}

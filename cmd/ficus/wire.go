@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -47,6 +48,9 @@ type engineConfig struct {
 
 // openStore opens the data directory for this process alone.
 func (a *app) openStore(log *slog.Logger) (*eventstore.Store, error) {
+	if err := os.MkdirAll(dumpDir(a.dataDir), 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
 	return eventstore.Open(eventstore.Config{Dir: filepath.Join(a.dataDir, "store"), Log: log})
 }
 
