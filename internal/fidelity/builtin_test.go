@@ -34,7 +34,7 @@ func texts() []kind {
 		{name: "varchar_5", sql: "varchar(5)", key: true, values: []string{"", "  ", "žlutý", "ab   "}},
 		{name: "char_5", sql: "char(5)", key: true, values: []string{"", "ab", "ab   ", "žlutý"}},
 		{name: "bpchar", key: true, values: []string{"", "ab", "ab  ", "= " + large}},
-		{name: "text_c", sql: `text COLLATE "C"`, values: []string{"a", "B"}},
+		{name: "text_c", sql: `text COLLATE "C"`, key: true, values: []string{"a", "B"}},
 		{name: "name", key: true, values: []string{"", "a b", "= repeat('x', 63)"}},
 		{name: "single_char", sql: `"char"`, key: true, values: []string{"", "a", " ", `\`}},
 		{name: "bytea", key: true, values: []string{"", `\x00`, `\x005c2c0aff`, "= decode(" + large + ", 'hex')"}},

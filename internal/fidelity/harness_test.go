@@ -173,7 +173,8 @@ func (p *pair) equalBytes(t *testing.T) {
 	t.Helper()
 	from, to := p.from.Conn(t), p.to.Conn(t)
 	for _, conn := range []*pgx.Conn{from, to} {
-		_, err := conn.Exec(t.Context(), `SET timezone = 'Asia/Kathmandu'; SET client_encoding = UTF8; SET search_path = ''; SET lc_monetary = 'C'`)
+		_, err := conn.Exec(t.Context(), `SET timezone = 'Asia/Kathmandu'; SET client_encoding = UTF8; SET search_path = ''; SET lc_monetary = 'C';
+			SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET bytea_output = hex`)
 		must(t, err)
 	}
 	for i := range p.mappings {

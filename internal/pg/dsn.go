@@ -97,7 +97,7 @@ func Setting(name, value string) Option {
 }
 
 // Connect opens a session named "ficus/<purpose>": empty search_path, UTC, no statement, lock or
-// idle time-outs, exact float output. The error is redacted and carries a hint where one is known.
+// idle time-outs, exact output of every type. The error is redacted and carries a hint where one is known.
 func (d DSN) Connect(ctx context.Context, purpose string, opts ...Option) (*pgx.Conn, error) {
 	cfg := d.session(purpose)
 	for _, o := range opts {
@@ -137,6 +137,12 @@ func (d DSN) session(purpose string) *pgx.ConnConfig {
 		"extra_float_digits":                  "3",
 		"bytea_output":                        "hex",
 		"client_encoding":                     "UTF8",
+		"lc_monetary":                         "C", // money has one text form then
+		"xmloption":                           "content",
+		"array_nulls":                         "on", // off makes NULL in an array the text 'NULL'
+		"transform_null_equals":               "off",
+		"quote_all_identifiers":               "off",
+		"default_transaction_isolation":       "read committed",
 		"statement_timeout":                   "0",
 		"lock_timeout":                        "0",
 		"idle_in_transaction_session_timeout": "0",
