@@ -29,9 +29,6 @@ func rounds(n int) int {
 // TestNetwork bends the connections of a link under load. Every fault lasts or is repeated, the link
 // must go on by itself, and in the end nothing may be missing and nothing doubled: the source's
 // tables without a key would show it.
-//
-// It fails when the packer does not drop what the stream holds after a reconnect, when a spilled
-// transaction is not abandoned, and when progress is committed apart from the rows.
 func TestNetwork(t *testing.T) {
 	t.Parallel()
 	each := func(n int, most time.Duration, fault func(r *rand.Rand, f *faulty)) func(*testing.T, *faulty) {

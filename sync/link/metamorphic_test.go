@@ -25,6 +25,7 @@ const historyTables = `
 CREATE TABLE keyed (id int PRIMARY KEY, u text UNIQUE, big text, n int); ALTER TABLE keyed ALTER big SET STORAGE EXTERNAL;
 CREATE TABLE pairs (a int, b text, v numeric, PRIMARY KEY (b, a));
 CREATE TABLE bag (a int, b text);
+CREATE TABLE heap (a int, b text); -- grows large, and so is only inserted into: a row without key is searched for
 CREATE TABLE loose (a int, b text); ALTER TABLE loose REPLICA IDENTITY FULL;
 CREATE TABLE swap (id int PRIMARY KEY DEFERRABLE, v int);
 CREATE TABLE ident (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int, w int GENERATED ALWAYS AS (v + 1) STORED);
@@ -39,7 +40,7 @@ CREATE TABLE many_3 (id int PRIMARY KEY, v text); CREATE TABLE many_4 (id int PR
 const historyRows = `
 INSERT INTO keyed SELECT i, 'u' || i, repeat(md5(i::text), 100), i FROM generate_series(1, 30) i;
 INSERT INTO pairs SELECT i % 5, 'b' || i, i FROM generate_series(1, 30) i;
-INSERT INTO bag SELECT i % 3, 'x' FROM generate_series(1, 2000) i;
+INSERT INTO bag SELECT i % 3, 'x' FROM generate_series(1, 300) i;
 INSERT INTO loose SELECT i % 3, NULLIF('y' || i % 4, 'y0') FROM generate_series(1, 100) i;
 INSERT INTO swap SELECT i, i FROM generate_series(1, 30) i;
 INSERT INTO ident (v) SELECT i FROM generate_series(1, 10) i;
@@ -69,9 +70,6 @@ type session struct {
 // TestMetamorphic lets random histories run on a source while a link copies it, follows it, is ended
 // and made again, over a network that breaks. In the end both databases hold the same rows, whatever
 // the settings were. A seed makes the same choices again, but not the same timing.
-//
-// It fails when collect takes a transaction that is applied, when a run of the fast path passes over
-// a TRUNCATE or a unique value that moves, and when a fold forgets an unchanged large value.
 func TestMetamorphic(t *testing.T) {
 	t.Parallel()
 	n, first := *histories, uint64(1)
@@ -335,7 +333,7 @@ func (h *history) statement() string {
 			if r.IntN(10) > 0 {
 				return "SELECT"
 			}
-			return "INSERT INTO bag SELECT 9, repeat('large', 20) FROM generate_series(1, 15000)"
+			return "INSERT INTO heap SELECT 9, repeat('large', 20) FROM generate_series(1, 15000)"
 		},
 		func() string {
 			if !h.truncate || r.IntN(4) > 0 {
