@@ -36,8 +36,11 @@ type pair struct {
 	mappings []transform.Mapping
 	link     *link.Link
 
-	failed  context.Context // done when the link has failed, with the error as its cause
-	formats map[string]string
+	// following returns a context that ends when the link fails, and failure how it did.
+	following func() (context.Context, context.CancelFunc)
+	failure   func() error
+
+	formats map[string]string // of the copy, by table
 }
 
 // start copies what is in from to the tables that are in to, and follows.
@@ -89,7 +92,8 @@ func (p *pair) follow(t *testing.T) {
 	t.Helper()
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(t.Context())) // lives until cleanup
 	failed, fail := context.WithCancelCause(t.Context())
-	p.failed = failed
+	p.following = func() (context.Context, context.CancelFunc) { return context.WithTimeout(failed, settleTimeout) }
+	p.failure = func() error { return context.Cause(failed) }
 	done := make(chan struct{})
 	go func() { // ends with the cleanup below
 		defer close(done)
@@ -107,10 +111,8 @@ func (p *pair) follow(t *testing.T) {
 // equal compares both sides, at the same instant, in two independent ways.
 func (p *pair) equal(t *testing.T) *verify.Report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(p.failed, settleTimeout)
-	defer cancel()
-	p.catchUp(ctx, t)
-	report := p.verify(ctx, t, nil)
+	p.catchUp(t)
+	report := p.verify(t, nil)
 	for _, tr := range report.Tables {
 		for _, d := range tr.Samples {
 			for _, v := range d.Values {
@@ -125,7 +127,7 @@ func (p *pair) equal(t *testing.T) *verify.Report {
 		t.Errorf("verified %d rows, at the same instant: %v", report.Rows, report.SameInstant)
 	}
 	p.equalBytes(t)
-	delta := p.verify(ctx, t, func(table schema.Name, yield func(key []string) error) error {
+	delta := p.verify(t, func(table schema.Name, yield func(key []string) error) error {
 		return p.link.Stream().Touches().ScanTable(apply.TouchedTable(table), 0, func(raw []byte) error {
 			key, err := apply.TouchedKey(raw)
 			return errors.Join(err, yield(key))
@@ -139,24 +141,28 @@ func (p *pair) equal(t *testing.T) *verify.Report {
 
 // catchUp waits until the target has what the source has now. The verification would wait too, but
 // it refuses tables that are truncated meanwhile.
-func (p *pair) catchUp(ctx context.Context, t *testing.T) {
+func (p *pair) catchUp(t *testing.T) {
 	t.Helper()
+	ctx, cancel := p.following()
+	defer cancel()
 	end, err := change.ParseLSN(p.from.Strings(t, "SELECT pg_current_wal_insert_lsn()")[0])
 	must(t, err)
 	release, err := p.link.StopAt(ctx, end)
 	if err != nil {
-		t.Fatalf("%v\nlink: %v", err, context.Cause(p.failed))
+		t.Fatalf("%v\nlink: %v", err, p.failure())
 	}
 	release()
 }
 
-func (p *pair) verify(ctx context.Context, t *testing.T, keys verify.Keys) *verify.Report {
+func (p *pair) verify(t *testing.T, keys verify.Keys) *verify.Report {
 	t.Helper()
+	ctx, cancel := p.following()
+	defer cancel()
 	report, err := verify.Run(ctx, verify.Config{
 		Source: p.from.DSN, Target: p.to.DSN, Mappings: p.mappings, Follower: p.link, Keys: keys, ShowValues: true,
 	})
 	if err != nil {
-		t.Fatalf("%v\nlink: %v", err, context.Cause(p.failed))
+		t.Fatalf("%v\nlink: %v", err, p.failure())
 	}
 	return report
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
-var update = flag.Bool("update", false, "write docs/fidelity.md anew") //nolint:gochecknoglobals // a flag of the test binary
+var update = flag.Bool("update", false, "write docs/fidelity.md anew")
 
 func TestMain(m *testing.M) { pgtest.Main(m, pgtest.CheckLeaks()) }
 
