@@ -216,3 +216,19 @@ func TestWire(t *testing.T) {
 		t.Errorf("keepalive: got %+v, %v", m, err)
 	}
 }
+
+// A fault of the server that stays is reported in the end; one that lets changes through is not.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	var f faults
+	for i, want := range []bool{true, true, true, false} {
+		if got := f.again(0); got != want {
+			t.Errorf("fault %d at one place: again %t", i+1, got)
+		}
+	}
+	for head := range 10 {
+		if !f.again(change.LSN(head + 1)) {
+			t.Errorf("no try after head %d", head+1)
+		}
+	}
+}

@@ -57,11 +57,13 @@ func (r *Reader) Status() Status {
 // error carries a hint.
 func (r *Reader) Run(ctx context.Context) error {
 	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 30 * time.Second}
+	var faults faults
 	for {
 		err := r.streamOnce(ctx, retry.Reset)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()):
 		case !pg.Retryable(err):
 			return fmt.Errorf("receive from slot %q: %w", r.cfg.Slot, streamHint(err, r.cfg.Slot))
 		}
@@ -71,6 +73,29 @@ func (r *Reader) Run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// faultTries is how many faults of the server in a row, with nothing received between them, are
+// taken for passing ones.
+const faultTries = 3
+
+// faults counts the server's own faults. One passes with a new connection: "requested WAL segment
+// ... has already been removed" comes up when a slot, just connected, is told a position that makes
+// the server move on from where an earlier session stood, and a checkpoint falls between; the slot
+// itself is sound. Others come again at the same place.
+type faults struct {
+	count int
+	head  change.LSN // of the stream, at the last
+}
+
+// again reports whether the fault that came with the stream at head is worth another try.
+func (f *faults) again(head change.LSN) bool {
+	if head > f.head {
+		f.count = 0
+	}
+	f.count++
+	f.head = head
+	return f.count <= faultTries
 }
 
 // codeInternal is what a server says about its own faults.
