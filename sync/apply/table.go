@@ -12,6 +12,10 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
+// maxUnnested is how many columns unnest may return.
+// Source: PostgreSQL manual, Appendix K "PostgreSQL Limits" (columns per result set).
+const maxUnnested = 1664
+
 // A table is one mapping bound to what the stream sends and what the destination has. The images of
 // its rows, in batches and statements, hold one value per param.
 type table struct {
@@ -84,7 +88,8 @@ func bind(rel *change.Relation, m *transform.Mapping, target *target) (*table, e
 	}
 	t.markRead()
 	always := slices.ContainsFunc(t.columns, func(c column) bool { return c.always })
-	t.rewrites = t.computed || t.whole && always
+	tooWide := 2*len(t.params) > maxUnnested // the image before and the one after
+	t.rewrites = t.computed || t.whole && (always || tooWide)
 	return t, nil
 }
 
