@@ -11,6 +11,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/inspect"
@@ -232,6 +233,10 @@ func TestLoadStartsOver(t *testing.T) {
 		}
 		return p.to.Int(t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) > 0
 	})
+	// Meanwhile nothing may be truncated under the copy.
+	if _, err := p.from.Conn(t).Exec(t.Context(), `SET lock_timeout = '50ms'; TRUNCATE public.account`); pg.Code(err) != pg.CodeLockNotAvailable {
+		t.Errorf("TRUNCATE while copying: %v, want it to wait", err)
+	}
 	cancel(cut)
 	if err := <-done; err == nil {
 		t.Fatal("the load went through a lock")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -24,7 +25,7 @@ func (l *Link) Prepare(ctx context.Context, afterEpoch int64) error {
 	if p, err := l.attached(); err == nil && p.record.AfterEpoch == afterEpoch {
 		return nil
 	}
-	replication, snap, err := l.begin(ctx)
+	replication, snap, err := l.begin(ctx, func() error { return nil })
 	if err != nil {
 		return err
 	}
@@ -44,7 +45,16 @@ type LoadConfig struct {
 // Load prepares the link at an exported snapshot and copies every row of that snapshot, while the
 // changes that follow are being stored. It starts over whatever an earlier Load left.
 func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error) {
-	replication, snap, err := l.begin(ctx)
+	// Snapshots do not see through a TRUNCATE: a table truncated between the slot and its copy would
+	// be copied empty, and the changes before the TRUNCATE would find no row. Like pg_dump, a session
+	// holds ACCESS SHARE locks until the copy is done, so that TRUNCATE and DDL wait.
+	// Source: PostgreSQL manual, "Concurrency Control", section "Caveats".
+	keeper, err := l.cfg.From.Connect(ctx, "lock")
+	if err != nil {
+		return snapshot.Result{}, err
+	}
+	defer keeper.Close(context.WithoutCancel(ctx))
+	replication, snap, err := l.begin(ctx, func() error { return l.lockTables(ctx, keeper) })
 	if err != nil {
 		return snapshot.Result{}, err
 	}
@@ -104,8 +114,8 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 }
 
 // begin starts afresh: it removes what is there and makes identities, publication and slot. The
-// returned session holds the slot's exported snapshot.
-func (l *Link) begin(ctx context.Context) (*pgconn.PgConn, source.Snapshot, error) {
+// returned session holds the slot's exported snapshot. ahead is called before the slot is made.
+func (l *Link) begin(ctx context.Context, ahead func() error) (*pgconn.PgConn, source.Snapshot, error) {
 	if err := l.Drop(ctx); err != nil {
 		return nil, source.Snapshot{}, err
 	}
@@ -140,6 +150,9 @@ func (l *Link) begin(ctx context.Context) (*pgconn.PgConn, source.Snapshot, erro
 	if err := l.markPolicy(ctx, from); err != nil {
 		return fail("note the acknowledgement policy", err)
 	}
+	if err := ahead(); err != nil {
+		return nil, source.Snapshot{}, err
+	}
 	replication, err := l.cfg.From.ConnectReplication(ctx, "slot")
 	if err != nil {
 		return nil, source.Snapshot{}, err
@@ -149,6 +162,23 @@ func (l *Link) begin(ctx context.Context) (*pgconn.PgConn, source.Snapshot, erro
 		return fail("create the slot", errors.Join(err, replication.Close(context.WithoutCancel(ctx))))
 	}
 	return replication, snap, nil
+}
+
+// lockTables takes ACCESS SHARE on every table, for as long as conn lives.
+func (l *Link) lockTables(ctx context.Context, conn *pgx.Conn) error {
+	if len(l.cfg.Mappings) == 0 {
+		return nil
+	}
+	names := make([]string, len(l.cfg.Mappings))
+	for i := range l.cfg.Mappings {
+		names[i] = l.cfg.Mappings[i].Source.Name.String()
+	}
+	for _, sql := range []string{`BEGIN READ ONLY`, `LOCK TABLE ` + strings.Join(names, ", ") + ` IN ACCESS SHARE MODE`} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("link %s: lock the tables for the copy: %w", l.cfg.Name, err)
+		}
+	}
+	return nil
 }
 
 // Drop implements [migrate.Link]. The record goes first: a half-dropped link starts over.
