@@ -103,6 +103,10 @@ func TestFindings(t *testing.T) {
 			want: []string{"warning inserts-only public.t", "warning lossy ", "info replica-identity public.t"},
 		},
 		{
+			name: "partitions", source: `CREATE TABLE public.p (id int PRIMARY KEY) PARTITION BY RANGE (id)`,
+			want: []string{"warning partitions public.p"},
+		},
+		{
 			name: "no pg_dump", source: table,
 			change: func(_ *testing.T, c *Config) { c.Tools = hint.Wrap(errors.New("no pg_dump"), "install it") },
 			want:   []string{"error pg_dump source"},
