@@ -632,6 +632,7 @@ func (l *laggy) Lag(context.Context) (Lag, error) { return Lag{Bytes: l.bytes()}
 // TestReadsGoBackWhenTheTargetLags: one look into a burst of WAL puts no reads back; a target that
 // stays behind does.
 func TestReadsGoBackWhenTheTargetLags(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		burst int // samples beyond the gate, from the moment at which reads move
