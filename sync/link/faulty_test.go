@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,26 +121,26 @@ func (f *faulty) load(t *testing.T) {
 	must(t, err)
 }
 
-// write keeps two sessions busy until the returned function is called. They go through no proxy, and
-// come back when the server does.
+// write keeps two sessions busy until the returned function is called, and until they have committed
+// a little. They go through no proxy, and come back when the server does.
 func (f *faulty) write(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var writers sync.WaitGroup
-	commits := make([]int, 2)
-	for session := range commits {
+	var commits atomic.Int64
+	for session := range 2 {
 		writers.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(session), 7))
 			for n := 1; ctx.Err() == nil; n++ {
-				commits[session] += f.writeOnce(ctx, r, session, n)
+				f.writeOnce(ctx, r, session, n, &commits)
 			}
 		})
 	}
 	stop = sync.OnceFunc(func() {
-		cancel()
-		writers.Wait()
-		if commits[0]+commits[1] < 20 {
-			t.Errorf("only %v transactions were written", commits)
+		defer writers.Wait()
+		defer cancel()
+		if !t.Failed() {
+			pgtest.Eventually(t, "some transactions to be written", func() bool { return commits.Load() >= 20 })
 		}
 	})
 	t.Cleanup(stop)
@@ -147,7 +148,7 @@ func (f *faulty) write(t *testing.T) (stop func()) {
 }
 
 // writeOnce connects and writes until something goes wrong; n makes keys of this connection's own.
-func (f *faulty) writeOnce(ctx context.Context, r *rand.Rand, session, n int) (commits int) {
+func (f *faulty) writeOnce(ctx context.Context, r *rand.Rand, session, n int, commits *atomic.Int64) {
 	tick := time.NewTicker(4 * time.Millisecond)
 	defer tick.Stop()
 	conn, err := f.from.DSN.Connect(ctx, "load")
@@ -156,13 +157,13 @@ func (f *faulty) writeOnce(ctx context.Context, r *rand.Rand, session, n int) (c
 		case <-ctx.Done():
 		case <-tick.C:
 		}
-		return 0
+		return
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for i := 0; ; i++ {
 		select {
 		case <-ctx.Done():
-			return commits
+			return
 		case <-tick.C:
 		}
 		key := 1_000_000*(1+session) + 10_000*(n%100) + i
@@ -181,10 +182,10 @@ func (f *faulty) writeOnce(ctx context.Context, r *rand.Rand, session, n int) (c
 			UPDATE public.event SET at = (at + 7) %% 20 WHERE id = %[5]d;
 			%[6]s`, key, 1+r.IntN(900)+1000*session, key-3, "ROLLBACK", 1+r.IntN(400)+500*session, end))
 		if err != nil {
-			return commits
+			return
 		}
 		if end == "COMMIT" {
-			commits++
+			commits.Add(1)
 		}
 	}
 }
