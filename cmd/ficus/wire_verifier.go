@@ -188,7 +188,10 @@ func (v *verifier) base(owner migrate.Side) (b base, ok bool, err error) {
 	if err != nil || !ok {
 		return base{}, false, err
 	}
-	return b, true, json.Unmarshal(data, &b)
+	if err := json.Unmarshal(data, &b); err != nil {
+		return base{}, false, fmt.Errorf("read where the proof of %s stands: %w", v.key(owner), err)
+	}
+	return b, true, nil
 }
 
 // touchedKeys reads the keys that the applier recorded after a position.
