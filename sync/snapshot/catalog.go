@@ -79,6 +79,16 @@ ORDER BY i.n, l.oid`
 	return sources, canSplit, err
 }
 
+// readVersions asks both servers what they are.
+func readVersions(ctx context.Context, source, target *pgx.Conn) (v Versions, err error) {
+	const query = `SELECT current_setting('server_version_num')::int / 10000`
+	if err := source.QueryRow(ctx, query).Scan(&v.Source); err != nil {
+		return v, err
+	}
+	err = target.QueryRow(ctx, query).Scan(&v.Target)
+	return v, err
+}
+
 // readTargets returns what the target has for each mapping, in the order of mappings.
 func readTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mapping) ([]target, error) {
 	const tables = `

@@ -14,6 +14,12 @@ const (
 	Text   = "text"   // says the same to every version and type
 )
 
+// Versions are the major versions of the two servers.
+type Versions struct{ Source, Target int }
+
+// crosses reports whether a version that changed something lies between the two.
+func (v Versions) crosses(major int) bool { return (v.Source < major) != (v.Target < major) }
+
 // Format returns the COPY format that a mapping goes in, and for Text the reason. target holds the
 // columns that the target table has, in any order; nil stands for a table that is yet to be made
 // from the mapping.
@@ -21,7 +27,7 @@ const (
 // Binary is chosen where every column is carried over as it is, and its type is the same built-in
 // one on both sides, or an enum on both (whose binary form is its label). Other types may embed
 // OIDs, which differ between databases.
-func Format(m *transform.Mapping, target []schema.Column) (format, reason string) {
+func Format(m *transform.Mapping, target []schema.Column, v Versions) (format, reason string) {
 	for _, c := range m.Columns {
 		if c.Expr != "" {
 			return Text, fmt.Sprintf("column %q is computed", c.Target)
@@ -47,7 +53,7 @@ func Format(m *transform.Mapping, target []schema.Column) (format, reason string
 		case from.Kind == 'c':
 			return Text, fmt.Sprintf("column %q is of type %s, a row type of the catalog, which versions change", c.Target, from.SQL)
 		}
-		if why := unfit(from.OID); why != "" {
+		if why := unfit(from.OID, v); why != "" {
 			return Text, fmt.Sprintf("column %q is of type %s, %s", c.Target, from.SQL, why)
 		}
 	}
@@ -56,8 +62,12 @@ func Format(m *transform.Mapping, target []schema.Column) (format, reason string
 
 // unfit returns why the binary form of a built-in type or an array of it does not carry every value,
 // or "". Source of the OIDs: PostgreSQL's pg_type.dat.
-func unfit(oid uint32) string {
+func unfit(oid uint32, v Versions) string {
 	switch oid {
+	case 1186, 1187: // interval
+		if v.crosses(17) { // infinite in text is refused by the older server, and the other way means what it says
+			return "whose binary form means infinity since PostgreSQL 17 where it meant a number before"
+		}
 	case 24, 2202, 2203, 2204, 2205, 2206, // regproc, regprocedure, regoper, regoperator, regclass, regtype
 		1008, 2207, 2208, 2209, 2210, 2211, // their arrays
 		3734, 3735, 3769, 3770, // regconfig, regdictionary

@@ -31,6 +31,7 @@ type chunk struct {
 type planLimits struct {
 	chunkBytes int64
 	split      bool // by ranges of ctid
+	versions   Versions
 }
 
 // planTable decides how a table goes and cuts it into chunks. Together the chunks read every row of
@@ -38,7 +39,7 @@ type planLimits struct {
 // no lower bound, the last no upper one.
 func planTable(m *transform.Mapping, src *source, dst *target, limits planLimits) (*table, []chunk) {
 	t := &table{m: m, plain: dst.kind == "r"}
-	t.format, _ = Format(m, dst.columns)
+	t.format, _ = Format(m, dst.columns, limits.versions)
 
 	pieces := src.pieces
 	if src.whole || len(pieces) == 0 {

@@ -145,6 +145,10 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the target's catalog: %w", err)
 	}
+	limits := planLimits{chunkBytes: c.cfg.ChunkBytes, split: canSplit}
+	if limits.versions, err = readVersions(ctx, src, dst); err != nil {
+		return nil, fmt.Errorf("read the servers' versions: %w", err)
+	}
 
 	var queue []chunk
 	for i := range c.cfg.Mappings {
@@ -152,7 +156,7 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 		if err := checkTarget(m, &targets[i], c.replica); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.Source.Name.Display(), err)
 		}
-		t, chunks := planTable(m, &sources[i], &targets[i], planLimits{chunkBytes: c.cfg.ChunkBytes, split: canSplit})
+		t, chunks := planTable(m, &sources[i], &targets[i], limits)
 		c.tables = append(c.tables, t)
 		queue = append(queue, chunks...)
 	}
