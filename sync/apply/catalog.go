@@ -38,7 +38,7 @@ type targetColumn struct {
 	full      string // type as declared
 	domain    bool   // over base
 	equal     string // OPERATOR(schema.=): there is no search_path to find it by
-	input     string // call of the type's input function on %s, where a cast from text would do something else; else ""
+	input     string // SQL on %s that reads the text of a value, where a cast from text would do something else; else ""
 }
 
 // cast returns SQL that turns a text expression into a value that may be assigned to the column.
@@ -59,6 +59,11 @@ func (c *targetColumn) compared() string {
 	}
 	return column
 }
+
+// octalChar reads what 15 and newer write for a "char" with the high bit set, \377, of which an older
+// server would take the first character. No other value of the type has more than one.
+const octalChar = `(CASE WHEN length(%s) = 4 THEN ((((ascii(substr(%s, 2, 1)) - 48) * 64 + (ascii(substr(%s, 3, 1)) - 48) * 8
+	+ ascii(substr(%s, 4, 1)) - 48 + 128) % 256) - 128)::pg_catalog."char" ELSE %s::pg_catalog."char" END)`
 
 // catalogSQL lists the columns of the tables named by two arrays, schemas and names.
 //
@@ -83,7 +88,8 @@ SELECT k.nspname, k.relname, k.relkind = 'p',
 		AND (g.tgrelid = k.relid OR g.tgrelid IN (SELECT relid FROM pg_partition_tree(k.relid)))),
 	k.attname, k.attgenerated <> '', k.attidentity = 'a',
 	format_type(b.oid, -1), format_type(k.atttypid, k.atttypmod), b.oid <> k.atttypid,
-	coalesce(e.op, 'OPERATOR(pg_catalog.=)'), coalesce(i.call, '')
+	coalesce(e.op, 'OPERATOR(pg_catalog.=)'),
+	CASE WHEN b.oid = '"char"'::regtype AND current_setting('server_version_num')::int < 150000 THEN $3 ELSE coalesce(i.call, '') END
 FROM cols k
 JOIN base b ON b.typ = k.atttypid AND b.typtype <> 'd'
 LEFT JOIN LATERAL (
@@ -109,7 +115,7 @@ func loadTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mappi
 	for i := range mappings {
 		schemas[i], names[i] = mappings[i].Target.Schema, mappings[i].Target.Name
 	}
-	rows, err := conn.Query(ctx, catalogSQL, schemas, names)
+	rows, err := conn.Query(ctx, catalogSQL, schemas, names, octalChar)
 	if err != nil {
 		return nil, fmt.Errorf("read the destination's catalog: %w", err)
 	}

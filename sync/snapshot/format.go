@@ -17,8 +17,8 @@ const (
 // Versions are the major versions of the two servers.
 type Versions struct{ Source, Target int }
 
-// crosses reports whether a version that changed something lies between the two.
-func (v Versions) crosses(major int) bool { return (v.Source < major) != (v.Target < major) }
+// loses reports whether the target is older than what a version brought and the source has.
+func (v Versions) loses(major int) bool { return v.Source >= major && v.Target < major }
 
 // Format returns the COPY format that a mapping goes in, and for Text the reason. target holds the
 // columns that the target table has, in any order; nil stands for a table that is yet to be made
@@ -65,8 +65,8 @@ func Format(m *transform.Mapping, target []schema.Column, v Versions) (format, r
 func unfit(oid uint32, v Versions) string {
 	switch oid {
 	case 1186, 1187: // interval
-		if v.crosses(17) { // infinite in text is refused by the older server, and the other way means what it says
-			return "whose binary form means infinity since PostgreSQL 17 where it meant a number before"
+		if v.loses(17) { // as text the older server refuses it
+			return "whose binary form of infinity is a number of years before PostgreSQL 17"
 		}
 	case 24, 2202, 2203, 2204, 2205, 2206, // regproc, regprocedure, regoper, regoperator, regclass, regtype
 		1008, 2207, 2208, 2209, 2210, 2211, // their arrays

@@ -208,7 +208,7 @@ func TestFormat(t *testing.T) {
 		source schema.Column
 		expr   string
 		target []schema.Column
-		from   int // version of the source; the target's is 17
+		from   int // version of the source; the target's is 16
 		reason string
 	}{
 		"same":              {source: integer, target: []schema.Column{bigintNamed("x"), integer}},
@@ -222,9 +222,9 @@ func TestFormat(t *testing.T) {
 		"empty value":       {source: column("a", 3615, "tsquery", 'b'), reason: `column "a" is of type tsquery, whose empty value PostgreSQL writes in binary and does not read again`},
 		"catalog row":       {source: column("a", 83, "pg_class", 'c'), reason: `column "a" is of type pg_class, a row type of the catalog, which versions change`},
 		"no binary form":    {source: column("a", 1033, "aclitem", 'b'), reason: `column "a" is of type aclitem, which has no binary form`},
-		"interval":          {source: column("a", 1186, "interval", 'b'), from: 18},
-		"older interval":    {source: column("a", 1186, "interval", 'b'), from: 16, reason: `column "a" is of type interval, whose binary form means infinity since PostgreSQL 17 where it meant a number before`},
-		"older intervals":   {source: column("a", 1187, "interval[]", 'b'), from: 13, reason: `column "a" is of type interval[], whose binary form means infinity since PostgreSQL 17 where it meant a number before`},
+		"interval":          {source: column("a", 1186, "interval", 'b'), from: 15},
+		"newer interval":    {source: column("a", 1186, "interval", 'b'), from: 17, reason: `column "a" is of type interval, whose binary form of infinity is a number of years before PostgreSQL 17`},
+		"newer intervals":   {source: column("a", 1187, "interval[]", 'b'), from: 18, reason: `column "a" is of type interval[], whose binary form of infinity is a number of years before PostgreSQL 17`},
 		"missing":           {source: integer, target: []schema.Column{bigintNamed("x")}, reason: `the type of column "a" is not known`},
 	}
 	for name, tt := range tests {
@@ -237,7 +237,7 @@ func TestFormat(t *testing.T) {
 			if tt.expr != "" {
 				m.Columns[0].Source, m.Columns[0].Expr = "", tt.expr
 			}
-			format, reason := snapshot.Format(m, tt.target, snapshot.Versions{Source: tt.from, Target: 17})
+			format, reason := snapshot.Format(m, tt.target, snapshot.Versions{Source: tt.from, Target: 16})
 			if (format == snapshot.Binary) != (tt.reason == "") || reason != tt.reason {
 				t.Errorf("got %s, %q; want reason %q", format, reason, tt.reason)
 			}
