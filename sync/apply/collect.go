@@ -136,7 +136,7 @@ func (c *collector) chunk(ctx context.Context, chunk eventstore.Chunk) error {
 		if err := c.message(ctx, &m, chunk); err != nil {
 			return err
 		}
-		if c.state == taking || c.state == parting {
+		if (c.state == taking || c.state == parting) && m.Kind != change.KindSubtransaction {
 			c.batch.size += len(msg)
 			c.txSize += len(msg)
 			if err := c.makeRoom(ctx); err != nil {
@@ -159,7 +159,7 @@ func (c *collector) message(ctx context.Context, m *change.Message, chunk events
 	case change.KindTruncate:
 		return c.truncate(&m.Truncate)
 	case change.KindRelation: // the decoder keeps it; it is looked at when a row needs it
-	case change.KindOrigin, change.KindType, change.KindMessage: // nothing to write
+	case change.KindOrigin, change.KindType, change.KindMessage, change.KindSubtransaction: // nothing to write
 	}
 	return nil
 }
@@ -344,6 +344,9 @@ func (c *collector) table(rel *change.Relation) (*table, error) {
 		return b.table, nil
 	}
 	b = &binding{rel: rel}
+	if old := c.renamed(rel); old != nil {
+		return nil, hint.Wrap(&SchemaChange{Table: old.Name, Relation: rel, Renamed: true}, "rename it back at the source, then resume")
+	}
 	if m := c.sources[schema.Name{Schema: rel.Namespace, Name: rel.Name}]; m != nil {
 		t, err := bind(rel, m, c.targets[m.Target])
 		if err != nil {
@@ -353,4 +356,18 @@ func (c *collector) table(rel *change.Relation) (*table, error) {
 	}
 	c.bound[rel.ID] = b
 	return b.table, nil
+}
+
+// renamed returns the source table of a mapping that the stream now sends under another name, or
+// nil. Its rows would otherwise be taken for those of a table that does not move.
+func (c *collector) renamed(rel *change.Relation) *schema.Table {
+	if c.sources[schema.Name{Schema: rel.Namespace, Name: rel.Name}] != nil {
+		return nil
+	}
+	for _, m := range c.sources {
+		if m.Source.OID == rel.ID && rel.ID != 0 {
+			return &m.Source
+		}
+	}
+	return nil
 }

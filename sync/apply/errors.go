@@ -28,6 +28,36 @@ var ErrPassed = errors.New("destination is already past that position")
 // off while it committed, or a second applier of the same link.
 var errMoved = errors.New("progress was moved by another session")
 
+// A SchemaChange says in which way a table of the source is no longer the one that its mapping was
+// made from. The applier stops in front of the transaction that showed it. It wraps
+// ErrSchemaChanged.
+type SchemaChange struct {
+	Table    schema.Name      // at the source, as the mapping knows it
+	Relation *change.Relation // as the stream describes it from that transaction on
+	Renamed  bool             // the table itself has another name now, Relation's
+
+	New, Gone, Retyped []string // columns
+}
+
+func (e *SchemaChange) Error() string {
+	var what []string
+	if e.Renamed {
+		what = append(what, "it is now "+schema.Name{Schema: e.Relation.Namespace, Name: e.Relation.Name}.Display())
+	}
+	for _, list := range []struct {
+		words   string
+		columns []string
+	}{{"new", e.New}, {"no more", e.Gone}, {"another type for", e.Retyped}} {
+		for _, c := range list.columns {
+			what = append(what, fmt.Sprintf("%s column %q", list.words, c))
+		}
+	}
+	return fmt.Sprintf("table %s: %v at the source: %s", e.Table.Display(), ErrSchemaChanged, strings.Join(what, ", "))
+}
+
+// Unwrap returns ErrSchemaChanged.
+func (e *SchemaChange) Unwrap() error { return ErrSchemaChanged }
+
 // A RowError is a row that the destination refused. The applier stops in front of the transaction
 // that holds it.
 type RowError struct {

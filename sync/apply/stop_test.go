@@ -84,6 +84,7 @@ func TestChangedDefinition(t *testing.T) {
 		{"column dropped", "ALTER TABLE t DROP b", "", `no more column "b"`},
 		{"column renamed", "ALTER TABLE t RENAME b TO c", "", `column "c"`},
 		{"type changed", "ALTER TABLE t ALTER b TYPE bigint", "", `another type for column "b"`},
+		{"table renamed", "ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u", "", `it is now public.u`},
 		{"type widened", "ALTER TABLE t ALTER a TYPE varchar(10)", "", `another type for column "a"`},
 		{"target lacks a column", "", "ALTER TABLE t DROP b", `no column "b"`},
 		{"target lacks the table", "", "DROP TABLE t", "not at the destination"},

@@ -166,10 +166,7 @@ func (t *table) bindKey(rel *change.Relation) error {
 
 // checkRelation compares what the stream sends with the source table that the mapping was made for.
 func checkRelation(rel *change.Relation, source *schema.Table) error {
-	changed := func(what, name string) error {
-		return hint.Wrap(fmt.Errorf("table %s: %w at the source: %s column %q", source.Name.Display(), ErrSchemaChanged, what, name),
-			"the copy has to be made again in the new shape: ficus cancel, empty the target, and run the migration anew; keep the schema as it is meanwhile")
-	}
+	found := &SchemaChange{Table: source.Name, Relation: rel}
 	sent := map[string]bool{}
 	for i := range rel.Columns {
 		c := &rel.Columns[i]
@@ -177,17 +174,20 @@ func checkRelation(rel *change.Relation, source *schema.Table) error {
 		known := source.Column(c.Name)
 		switch {
 		case known == nil:
-			return changed("new", c.Name)
+			found.New = append(found.New, c.Name)
 		case !sameType(c, &known.Type):
-			return changed("another type for", c.Name)
+			found.Retyped = append(found.Retyped, c.Name)
 		}
 	}
 	for i := range source.Columns {
 		if c := &source.Columns[i]; !c.Generated && !sent[c.Name] {
-			return changed("no more", c.Name)
+			found.Gone = append(found.Gone, c.Name)
 		}
 	}
-	return nil
+	if len(found.New)+len(found.Retyped)+len(found.Gone) == 0 {
+		return nil
+	}
+	return hint.Wrap(found, "make the destination's table %s fit, then resume", source.Name.Display())
 }
 
 // sameType compares types as far as their numbers mean the same in two databases: a mapping that
