@@ -224,6 +224,8 @@ func (p *Playbook) validate(file string) error {
 		return hint.Wrap(bad("target is missing"), "add --target postgresql://user@host/database")
 	case p.Follow.Ack != "stored" && p.Follow.Ack != "applied":
 		return bad("follow.ack is %q: want stored or applied", p.Follow.Ack)
+	case p.Follow.DDL != "stop" && p.Follow.DDL != "safe":
+		return bad("follow.ddl is %q: want stop or safe", p.Follow.DDL)
 	case p.Router.Type != "gateway" && p.Router.Type != "none":
 		return bad("router.type is %q: want gateway or none", p.Router.Type)
 	case !slices.Contains([]string{"following", "verifying", "reads-switched", "promoted"}, p.Until):

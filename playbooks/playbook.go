@@ -65,6 +65,7 @@ type Copy struct {
 // Follow tunes the stream.
 type Follow struct {
 	Ack               string `yaml:"ack" json:"ack,omitempty" jsonschema:"description=stored: the source forgets WAL once it is durable in the event store (default); applied: once it is durable in the target,enum=stored,enum=applied"`
+	DDL               string `yaml:"ddl" json:"ddl,omitempty" jsonschema:"description=What the source's DDL does. stop: the link stops in front of it (default); safe: what is safe is done on the target too and the rest stops the link,enum=stop,enum=safe"`
 	NoReplicaIdentity bool   `yaml:"no_replica_identity" json:"no_replica_identity,omitempty" jsonschema:"description=Leave tables without a key as they are and move only their inserts"`
 }
 
@@ -111,6 +112,7 @@ func (p *Playbook) CopiesSchema() bool { return p.Schema.Copy == nil || *p.Schem
 func (p *Playbook) setDefaults() {
 	def(&p.Until, "promoted")
 	def(&p.Follow.Ack, "stored")
+	def(&p.Follow.DDL, "stop")
 	def(&p.Gates.MaxLag, 1<<20)
 	def(&p.Gates.MaxLagTime, Duration(5*time.Second))
 	def(&p.Gates.ProofAge, Duration(24*time.Hour))

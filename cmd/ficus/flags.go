@@ -20,6 +20,7 @@ type playbookFlags struct {
 	file                 string
 	params               []string
 	noReplicaIdentity    bool
+	ddl                  string
 	until                string
 	gatewayListen        string
 	users                string
@@ -34,12 +35,31 @@ func (f *playbookFlags) register(cmd *cobra.Command) {
 	fs.StringVarP(&f.file, "file", "f", "", "playbook of your own")
 	fs.StringArrayVarP(&f.params, "param", "p", nil, "parameter of the playbook, key=value (repeatable)")
 	fs.BoolVar(&f.noReplicaIdentity, "no-replica-identity", false, "leave tables without a key as they are and move only their inserts")
+	f.registerDDL(cmd)
 	fs.StringVar(&f.until, "until", "", "phase to stop at: following, verifying, reads-switched or promoted")
 	fs.StringVar(&f.gatewayListen, "gateway-listen", "", "address of the gateway's read-write door (default 127.0.0.1:7432; the read-only door is the next port)")
 	fs.StringVar(&f.users, "users", "", "file with the users that the gateway lets in")
 	fs.IntVar(&f.workers, "workers", 0, "tables or chunks copied at a time (default: the number of cores)")
 	_ = cmd.RegisterFlagCompletionFunc("until", cobra.FixedCompletions(stopPhases(), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	cmd.ValidArgsFunction = cobra.FixedCompletions(playbooks.Recipes(), cobra.ShellCompDirectiveNoFileComp)
+}
+
+// registerDDL registers --ddl.
+func (f *playbookFlags) registerDDL(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.ddl, "ddl", "", "what DDL on the source does: stop the link, or, where it is safe, follow it: stop or safe (default: the playbook's)")
+	_ = cmd.RegisterFlagCompletionFunc("ddl", cobra.FixedCompletions([]string{"stop", "safe"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+}
+
+// chooseDDL lets --ddl win over the playbook's key.
+func (f *playbookFlags) chooseDDL(p *playbooks.Playbook) error {
+	switch f.ddl {
+	case "":
+	case "stop", "safe":
+		p.Follow.DDL = f.ddl
+	default:
+		return &statusError{exitUsage, hint.Suggest(fmt.Errorf("--ddl %q: want stop or safe", f.ddl), f.ddl, []string{"stop", "safe"})}
+	}
+	return nil
 }
 
 // load reads the playbook named by the arguments or by --file.
@@ -88,6 +108,9 @@ func (f *playbookFlags) load(cmd *cobra.Command, args []string) (*job, error) {
 			return nil, &statusError{exitUsage, hint.Suggest(fmt.Errorf("--until %q is no phase to stop at", f.until), f.until, stopPhases())}
 		}
 		p.Until = f.until
+	}
+	if err := f.chooseDDL(p); err != nil {
+		return nil, err
 	}
 	p.Follow.NoReplicaIdentity = p.Follow.NoReplicaIdentity || f.noReplicaIdentity
 	p.Router.Listen = cmp.Or(f.gatewayListen, p.Router.Listen)
