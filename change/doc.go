@@ -8,6 +8,9 @@
 // their beginning: PostgreSQL streams in commit order, and the order in which transactions began
 // is another one.
 //
+// Rows of subtransactions that were rolled back do not come out of a Decoder: where a transaction was
+// streamed before it committed, marks of our own say which they are (see [KindSubtransaction]).
+//
 // A chunk is the unit in which raw messages travel through the event store: messages one after
 // another, each behind its length (see [AppendFrame]).
 package change

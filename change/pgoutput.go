@@ -12,7 +12,8 @@ import (
 // Source: PostgreSQL manual, "Logical Replication Message Formats".
 type Kind byte
 
-// The messages of protocol version 1.
+// The messages of protocol version 1. What version 2 adds ends where the stream is stored; see
+// [KindSubtransaction].
 const (
 	KindBegin    Kind = 'B'
 	KindCommit   Kind = 'C'
@@ -49,6 +50,8 @@ func (k Kind) String() string {
 		return "truncate"
 	case KindMessage:
 		return "message"
+	case KindSubtransaction:
+		return "subtransaction"
 	}
 	return fmt.Sprintf("kind %q", byte(k))
 }
@@ -100,6 +103,7 @@ type Logical struct {
 type Decoder struct {
 	relations map[uint32]*Relation
 	old, new  Tuple // reused from message to message
+	subs      subtransactions
 }
 
 // NewDecoder returns a decoder that knows no relation yet.
@@ -112,9 +116,13 @@ func (d *Decoder) Decode(msg []byte) (Message, error) {
 		return Message{}, fmt.Errorf("%w: empty", ErrMalformed)
 	}
 	m := Message{Kind: Kind(msg[0])}
+	if d.subs.skips(m.Kind) {
+		return Message{Kind: KindSubtransaction}, nil
+	}
 	c := cursor{b: msg[1:]}
 	switch m.Kind {
 	case KindBegin:
+		d.subs.reset()
 		m.Begin = Begin{CommitLSN: LSN(c.uint64()), CommitTime: c.time(), XID: c.uint32()}
 	case KindCommit:
 		c.byte() // flags, unused
@@ -165,8 +173,10 @@ func (d *Decoder) Decode(msg []byte) (Message, error) {
 		m.Logical.LSN = LSN(c.uint64())
 		m.Logical.Prefix = c.string()
 		m.Logical.Content = c.bytes(int(c.uint32()))
+	case KindSubtransaction:
+		d.subs.mark(&c)
 	default:
-		return Message{}, fmt.Errorf("%w: unknown %s", ErrMalformed, m.Kind)
+		return Message{}, fmt.Errorf("%w: unknown %s: the server may be newer than this program", ErrMalformed, m.Kind)
 	}
 	if c.err == nil && len(c.b) != 0 {
 		c.fail("bytes left over")

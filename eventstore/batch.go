@@ -43,11 +43,33 @@ func (b *Batch) Append(end change.LSN, chunk []byte) {
 	b.fail(op.Finish())
 }
 
-// Spill adds the next chunk of a large transaction that has not committed yet.
+// Spill adds the next chunk of a large transaction that has not committed yet. Any number may be
+// open at a time.
 func (b *Batch) Spill(xid uint32, chunk []byte) {
 	if b.err != nil {
 		return
 	}
+	id, n := b.nextPiece(xid)
+	b.fail(b.b.Set(b.stream.keys.spill(id, n), chunk, nil))
+}
+
+// Reserve begins a large transaction whose first chunk is not known before its commit, which is
+// CommitReserved.
+func (b *Batch) Reserve(xid uint32) {
+	if b.err != nil {
+		return
+	}
+	if _, n := b.nextPiece(xid); n != 0 {
+		b.fail(fmt.Errorf("transaction %d was spilled before", xid))
+		return
+	}
+	b.stream.mu.Lock()
+	defer b.stream.mu.Unlock()
+	b.stream.mu.spills[xid].reserved = true
+}
+
+// nextPiece takes the number of the next chunk of a large transaction, which it begins.
+func (b *Batch) nextPiece(xid uint32) (id uint64, n uint32) {
 	st := b.stream
 	st.mu.Lock()
 	sp := st.mu.spills[xid]
@@ -56,24 +78,35 @@ func (b *Batch) Spill(xid uint32, chunk []byte) {
 		st.mu.nextSpill++
 		st.mu.spills[xid] = sp
 	}
-	n := sp.chunks
+	n = sp.chunks
 	sp.chunks++
 	st.mu.Unlock()
 	if n == 0 {
 		b.fail(b.b.Set(st.keys.key(tagOpen, u64(sp.id)), u32(xid), nil))
 	}
-	b.fail(b.b.Set(st.keys.spill(sp.id, n), chunk, nil))
+	return sp.id, n
 }
 
 // CommitSpilled makes a large transaction, which ends at end, visible after all before it.
-func (b *Batch) CommitSpilled(xid uint32, end change.LSN) {
+func (b *Batch) CommitSpilled(xid uint32, end change.LSN) { b.commitSpill(xid, end, false, nil) }
+
+// CommitReserved is CommitSpilled for a large transaction that began with Reserve; first becomes its
+// first chunk.
+func (b *Batch) CommitReserved(xid uint32, end change.LSN, first []byte) {
+	b.commitSpill(xid, end, true, first)
+}
+
+func (b *Batch) commitSpill(xid uint32, end change.LSN, reserved bool, first []byte) {
 	sp := b.takeSpill(xid)
-	if sp == nil {
-		b.fail(fmt.Errorf("commit of transaction %d: nothing was spilled", xid))
+	if sp == nil || sp.reserved != reserved {
+		b.fail(fmt.Errorf("commit of transaction %d: it was not spilled so", xid))
 		return
 	}
 	if !b.advance(end) {
 		return
+	}
+	if reserved {
+		b.fail(b.b.Set(b.stream.keys.spill(sp.id, 0), first, nil))
 	}
 	keys := b.stream.keys
 	ref := append([]byte{valueSpill}, u64(sp.id)...)

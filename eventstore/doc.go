@@ -8,8 +8,9 @@
 // to a peer is [Stream.Durable], never [Stream.Head].
 //
 // A transaction too large to hold is spilled under its xid while it arrives and becomes visible, at
-// its place in commit order, by [Batch.CommitSpilled]. Spills without a commit vanish when the
-// stream is opened again.
+// its place in commit order, by [Batch.CommitSpilled]; many may be open at a time. Of one whose first
+// chunk depends on how it ends that chunk is kept free ([Batch.Reserve]). Spills without a commit
+// vanish when the stream is opened again.
 //
 // A [Bucket] holds small records, every write of which is durable when the call returns.
 //

@@ -67,6 +67,9 @@ func (r *Reader) Pins() (values [][]byte, err error) {
 
 	var newest []byte // key of the last of values, less its position
 	err = scan(st.store.db, within(st.keys.key(tagPin)), func(k, v []byte) error {
+		if len(k) < len(st.keys)+9 {
+			return fmt.Errorf("malformed key %x", k)
+		}
 		key, at := k[:len(k)-8], tailLSN(k)
 		if at >= start {
 			return nil
@@ -150,11 +153,16 @@ func (r *Reader) read(db *pebble.DB) (Chunk, error) {
 		return Chunk{}, err
 	}
 	switch at := tailLSN(key); {
+	case len(key) != len(r.stream.keys)+9:
+		return Chunk{}, fmt.Errorf("malformed key %x", key)
 	case len(value) > 0 && value[0] == valueChunk:
 		return Chunk{End: at, Data: value[1:]}, nil
 	case len(value) == 13 && value[0] == valueSpill:
 		r.large.end, r.large.id = at, binary.BigEndian.Uint64(value[1:])
 		r.large.next, r.large.count = 0, binary.BigEndian.Uint32(value[9:])
+		if r.large.count == 0 {
+			return Chunk{}, fmt.Errorf("malformed record at %s: a large transaction without a piece", at)
+		}
 		return r.piece(db)
 	default:
 		return Chunk{}, fmt.Errorf("malformed record at %s", at)

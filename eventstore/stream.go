@@ -41,8 +41,9 @@ type Stream struct {
 
 // A spill is a large transaction that has no commit yet.
 type spill struct {
-	id     uint64
-	chunks uint32
+	id       uint64
+	chunks   uint32
+	reserved bool // the first chunk comes with the commit
 }
 
 // Info sums up a stream.
@@ -111,6 +112,9 @@ func (s *Store) openStream(name string) (*Stream, error) {
 		return nil, err
 	}
 	if newest != nil {
+		if len(newest) != len(keys)+13 {
+			return nil, fmt.Errorf("malformed key %x", newest)
+		}
 		st.mu.nextSpill = binary.BigEndian.Uint64(newest[len(newest)-12:]) + 1
 	}
 	st.mu.tail = tailLSN(tail)
@@ -325,6 +329,9 @@ func (st *Stream) trim(upTo change.LSN) error {
 func (st *Stream) trimPins(b *pebble.Batch, tail change.LSN) error {
 	var older []byte
 	return scan(st.store.db, within(st.keys.key(tagPin)), func(k, _ []byte) error {
+		if len(k) < len(st.keys)+9 {
+			return fmt.Errorf("malformed key %x", k)
+		}
 		if tailLSN(k) >= tail {
 			return nil
 		}

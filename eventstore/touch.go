@@ -73,6 +73,9 @@ func (t *Touches) Scan(after change.LSN, fn func(table string, key []byte) error
 			return nil
 		}
 		k = k[len(own):]
+		if len(k) < 2 || len(k) < 2+int(binary.BigEndian.Uint16(k)) {
+			return fmt.Errorf("stream %q: malformed key %x%x", st.name, own, k)
+		}
 		n := 2 + int(binary.BigEndian.Uint16(k))
 		if name := k[2:n]; string(name) != table { // the comparison does not allocate
 			table = string(name)

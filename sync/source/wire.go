@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	// readBuffer is large because a walsender writes one small packet for each change: whatever
 	// has arrived is taken from the kernel in one call.
 	readBuffer = 1 << 20
+	// maxFrame is more than a server can send: its own buffers end at 1 GB.
+	maxFrame = 1<<30 + 1<<10
 	// startTimeout bounds how long the server may take to begin streaming. It reads the WAL that
 	// the slot holds first only as far as it needs to find a consistent point.
 	startTimeout = 5 * time.Minute
@@ -42,6 +45,7 @@ type wire struct {
 	conn net.Conn
 	br   *bufio.Reader
 	big  []byte // a frame that does not fit into br, as far as it was read
+	size int    // that frame's, 0 without one
 }
 
 // A message is what the server sent: data of the stream, or a keepalive.
@@ -58,7 +62,22 @@ func hijack(conn *pgconn.PgConn) (*wire, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take over the connection: %w", err)
 	}
-	return newWire(h.Conn), nil
+	w := newWire(h.Conn)
+	w.major = majorVersion(h.ParameterStatuses["server_version"])
+	return w, nil
+}
+
+// majorVersion reads the number that a server's version begins with: "17.2 (Debian ...)", "18beta1".
+func majorVersion(version string) int {
+	digits := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' })
+	if digits < 0 {
+		digits = len(version)
+	}
+	major, err := strconv.Atoi(version[:digits])
+	if err != nil {
+		return 0
+	}
+	return major
 }
 
 func newWire(conn net.Conn) *wire {
@@ -73,15 +92,29 @@ func (w *wire) close() {
 	_ = w.conn.Close()
 }
 
-// start begins streaming after the transaction that ends at from, or where the slot stands when
-// that is later.
-func (w *wire) start(slot string, from change.LSN, publications []string) error {
+// pluginOptions returns what pgoutput is asked for. Rows come as text and without the messages of
+// pg_logical_emit_message, for which nobody here has a use. Changes that replication itself wrote are
+// wanted like all others: they are the source's rows.
+// Source: PostgreSQL manual, "Logical Streaming Replication Parameters".
+func pluginOptions(major int, streaming Streaming, publications []string) string {
 	names := make([]string, len(publications))
 	for i, p := range publications {
 		names[i] = schema.QuoteIdent(p)
 	}
-	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', publication_names %s)",
-		schema.QuoteIdent(slot), from, schema.QuoteLiteral(strings.Join(names, ",")))
+	protocol := "proto_version '1'"
+	if streaming == StreamingOn && major >= 14 {
+		protocol = "proto_version '2', streaming 'on'"
+	}
+	if major >= 16 {
+		protocol += ", origin 'any'"
+	}
+	return protocol + ", publication_names " + schema.QuoteLiteral(strings.Join(names, ","))
+}
+
+// start begins streaming after the transaction that ends at from, or where the slot stands when
+// that is later.
+func (w *wire) start(slot string, from change.LSN, options string) error {
+	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (%s)", schema.QuoteIdent(slot), from, options)
 	query, err := (&pgproto3.Query{String: sql}).Encode(nil)
 	if err != nil {
 		return fmt.Errorf("start replication: %w", err)
@@ -178,7 +211,7 @@ func (w *wire) write(b []byte) error {
 // buffered reports whether frame would return without reading from the network.
 func (w *wire) buffered() bool {
 	n := w.br.Buffered()
-	if w.big != nil || n < 5 {
+	if w.size > 0 || n < 5 {
 		return false
 	}
 	head, err := w.br.Peek(5)
@@ -196,13 +229,13 @@ func (w *wire) frame(deadline time.Time) (typ byte, body []byte, err error) {
 			return 0, nil, err
 		}
 	}
-	if w.big == nil {
+	if w.size == 0 {
 		head, err := w.br.Peek(5)
 		if err != nil {
 			return 0, nil, err
 		}
 		size := frameSize(head)
-		if size < 5 {
+		if size < 5 || size > maxFrame {
 			return 0, nil, fmt.Errorf("malformed message %q from the server", head)
 		}
 		if size <= w.br.Size() {
@@ -213,17 +246,21 @@ func (w *wire) frame(deadline time.Time) (typ byte, body []byte, err error) {
 			_, err = w.br.Discard(size) // f stays until br reads again
 			return f[0], f[5:], err
 		}
-		w.big = make([]byte, 0, size)
+		w.size = size
 	}
-	for len(w.big) < cap(w.big) {
-		n, err := w.br.Read(w.big[len(w.big):cap(w.big)])
+	for len(w.big) < w.size {
+		// Memory follows what arrives: a length alone is no reason to believe it.
+		if len(w.big) == cap(w.big) {
+			w.big = slices.Grow(w.big, min(w.size-len(w.big), max(len(w.big), readBuffer)))
+		}
+		n, err := w.br.Read(w.big[len(w.big):min(cap(w.big), w.size)])
 		w.big = w.big[:len(w.big)+n]
 		if err != nil {
 			return 0, nil, err
 		}
 	}
 	f := w.big
-	w.big = nil
+	w.big, w.size = nil, 0
 	return f[0], f[5:], nil
 }
 
