@@ -3,6 +3,8 @@ package source
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ficus-migrate/ficus/change"
@@ -23,6 +25,8 @@ const (
 //
 //	buf: | framed messages of whole transactions, the last ends at end | messages of the open one |
 //	     0                                                          whole                    len(buf)
+//
+// Transactions that are streamed before they commit go beside it; see streamed.
 type packer struct {
 	stream *eventstore.Stream
 	stored func(received change.LSN, bytes int)
@@ -42,6 +46,10 @@ type packer struct {
 		xid      uint32
 		commit   change.LSN // start of its commit record
 	}
+
+	streams map[uint32]*streamed // by their xid
+	block   *streamed            // whose messages come now; nil between blocks
+	piece   []byte               // of block: what was not written yet
 }
 
 // A pin is the description of a relation, see eventstore.Batch.Pin.
@@ -52,29 +60,46 @@ type pin struct {
 }
 
 func newPacker(stream *eventstore.Stream, stored func(change.LSN, int)) *packer {
-	return &packer{stream: stream, stored: stored}
+	return &packer{stream: stream, stored: stored, streams: map[uint32]*streamed{}}
 }
 
-// add takes one pgoutput message. Of its content only what delimits transactions and describes
-// relations is looked at.
+// add takes one pgoutput message, which is not empty. Of its content only what delimits transactions
+// and describes relations is looked at.
 func (p *packer) add(msg []byte) error {
 	kind := change.Kind(msg[0])
 	switch {
+	case p.block != nil:
+		return p.inBlock(kind, msg)
 	case kind == change.KindBegin:
 		return p.begin(msg)
 	case !p.open.begun:
-		return fmt.Errorf("%w: %s outside of a transaction", change.ErrMalformed, kind)
+		return p.between(kind, msg)
 	case kind == change.KindCommit:
 		return p.commit(msg)
+	case !ofTransaction(kind):
+		return malformed(msg, "inside of a transaction: the server may be newer than this program")
 	case p.open.skip:
 		return nil
 	case kind == change.KindRelation:
 		if len(msg) < 5 {
-			return fmt.Errorf("%w: %s cut short", change.ErrMalformed, kind)
+			return malformed(msg, "cut short")
 		}
 		p.pins = append(p.pins, pin{binary.BigEndian.Uint32(msg[1:]), p.open.commit, append([]byte{}, msg...)})
 	}
 	return p.keep(msg)
+}
+
+// between takes a message that is of no transaction.
+func (p *packer) between(kind change.Kind, msg []byte) error {
+	switch kind { //nolint:exhaustive // the others do not come here
+	case kindStreamStart:
+		return p.streamStart(msg)
+	case kindStreamCommit:
+		return p.streamCommit(msg)
+	case kindStreamAbort:
+		return p.streamAbort(msg)
+	}
+	return malformed(msg, "outside of a transaction")
 }
 
 // begin reads | 'B' | start of the commit record(8) | time(8) | xid(4) |.
@@ -85,11 +110,14 @@ func (p *packer) begin(msg []byte) error {
 	p.open.begun, p.open.spilled, p.open.messages = true, false, 0
 	p.open.commit = lsnAt(msg, 1)
 	p.open.xid = binary.BigEndian.Uint32(msg[17:])
-	// Commit records do not overlap: one that begins before the end of another ends there at the
-	// latest.
-	p.open.skip = p.open.commit < max(p.end, p.stream.Head())
+	p.open.skip = p.holds(p.open.commit)
 	return p.keep(msg)
 }
+
+// holds reports whether the stream has, or is about to have, the transaction whose commit record
+// begins there. Commit records do not overlap: one that begins before the end of another ends there
+// at the latest.
+func (p *packer) holds(commit change.LSN) bool { return commit < max(p.end, p.stream.Head()) }
 
 // commit reads | 'C' | flags(1) | start of the commit record(8) | its end(8) | time(8) |.
 func (p *packer) commit(msg []byte) error {
@@ -117,8 +145,13 @@ func (p *packer) commit(msg []byte) error {
 }
 
 // keepalive takes the server's word that it has sent everything that committed before end.
+//
+// It does not count while a transaction or a block is being sent: what is under way may have committed
+// before end. It does count, and may be acknowledged, while streamed transactions are open between
+// blocks: they have not committed, so they end later, and until then the server keeps their WAL from
+// its beginning and sends them anew after a reconnect, whatever was acknowledged.
 func (p *packer) keepalive(end change.LSN) error {
-	if p.open.begun { // what is under way may have committed before end
+	if p.open.begun || p.block != nil {
 		return nil
 	}
 	p.idle = max(p.idle, end)
@@ -192,14 +225,17 @@ func (p *packer) commitSpilled(xid uint32, end change.LSN) error {
 	return nil
 }
 
-// abandon forgets what has not been written, when the connection ends: it will come again.
+// abandon forgets what has not committed, when the connection ends: it will come again.
 func (p *packer) abandon() error {
-	if !p.open.spilled || !p.open.begun {
+	open := slices.Collect(maps.Keys(p.streams))
+	if p.open.spilled && p.open.begun {
+		open = append(open, p.open.xid)
+	}
+	if len(open) == 0 {
 		return nil
 	}
 	p.pins = nil
-	_, err := p.write(func(b *eventstore.Batch) { b.DropSpilled(p.open.xid) })
-	return err
+	return p.drop(open...)
 }
 
 // write commits one batch, with the descriptions of relations since the last, and returns its size.
