@@ -7,13 +7,14 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 PKG      ?= ./...
 RUN      ?= .
+FUZZTIME ?= 20s
 
 # Each package's tests start clusters of their own, so more packages at a time than cores only makes
 # all of them slow.
 TEST := go test -timeout 10m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-long test-docker lint fmt generate bench pg postgres clean
+.PHONY: help build demo test test-race test-long test-docker fuzz lint fmt generate bench pg postgres clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,10 @@ test-long: postgres ## run the long tests as well: random histories, faults, lar
 test-docker: ## run the tests against PostgreSQL in Docker containers
 	.ci/docker-image
 	FICUS_TEST_PG=docker $(TEST) $(PKG)
+
+fuzz: ## run every fuzz target for FUZZTIME (default 20s); what one finds is kept in its testdata
+	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9]+' . | sed 's|/[^/]*:func | |' | sort | while read -r dir target; do \
+		echo "$$dir $$target"; go test "$$dir" -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; done
 
 lint: $(LINT) ## run the linters
 	$(LINT) run ./...

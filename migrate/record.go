@@ -263,6 +263,9 @@ func replay(j Journal) (state, error) {
 		if err := json.Unmarshal(b, &r); err != nil {
 			return fmt.Errorf("read journal record after %d: %w", s.seq, err)
 		}
+		if r.Type == eventPromotion && r.Fact.Promotion == nil {
+			return fmt.Errorf("read journal record after %d: a promotion without its facts", s.seq)
+		}
 		s.apply(r)
 		return nil
 	})
