@@ -26,8 +26,8 @@ const module = "github.com/ficus-migrate/ficus/"
 var layers = [][]string{
 	{"internal/hint", "internal/backoff", "internal/units", "schema", "change", "examples"},
 	{"internal/pg"},
-	{"internal/pgserver", "eventstore", "schema/inspect", "schema/dump", "transform", "migrate"},
-	{"sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/preflight"},
+	{"internal/pgserver", "eventstore", "schema/inspect", "schema/dump", "transform", "sync/manifest", "migrate"},
+	{"schema/evolve", "sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/preflight"},
 	{"gateway"},
 	{"sync/link"},
 	{"playbooks"},
@@ -39,7 +39,7 @@ var layers = [][]string{
 // engines are what migrate drives. Neither side knows the other: migrate declares the interfaces,
 // and cmd wires the implementations to it.
 var engines = []string{
-	"eventstore", "sync/source", "sync/snapshot", "sync/apply", "sync/link", "verify", "buffer", "gateway",
+	"eventstore", "sync/manifest", "sync/source", "sync/snapshot", "sync/apply", "sync/link", "verify", "buffer", "gateway",
 	"schema/inspect", "schema/dump", "transform", "internal/pgserver",
 }
 
