@@ -72,13 +72,15 @@ func Run(ctx context.Context, cfg Config) ([]migrate.Finding, error) {
 	}
 	r.servers(cfg, src, dst)
 	for _, part := range []func(context.Context, Config, *pgx.Conn, *pgx.Conn) error{
-		r.sameDatabase, r.slotNames, r.occupied, r.extensions(src), r.privileges(src), r.unmoved, r.longTransactions,
+		r.sameDatabase, r.slotNames, r.occupied, r.extensions(src), r.privileges(src), r.missingRoles,
+		r.unmoved, r.objects, r.events(dst), r.collations(src, dst), r.longTransactions,
 	} {
 		if err := part(ctx, cfg, source, target); err != nil {
 			return nil, err
 		}
 	}
 	r.tables(cfg)
+	r.inexact(cfg, src, dst)
 	return sorted(r.findings), nil
 }
 

@@ -107,6 +107,28 @@ func TestFindings(t *testing.T) {
 			want: []string{"warning partitions public.p"},
 		},
 		{
+			name: "publications and privileges of somebody else", source: table + `; CREATE PUBLICATION theirs FOR ALL TABLES; CREATE PUBLICATION ficus_m_forward;
+				DO $$BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO PUBLIC', current_database()); END$$`,
+			want: []string{"warning publication theirs", "info database-privileges database"},
+		},
+		{
+			name: "settings of the database", source: table + `; DO $$BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 5000', current_database()); END$$`,
+			want: []string{"warning settings database"},
+		},
+		{
+			name:   "an index that is not valid, a column of numbers of objects",
+			source: table + `; CREATE INDEX i ON public.t (id); UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'public.i'::regclass; CREATE TABLE public.o (o oid PRIMARY KEY)`,
+			want:   []string{"warning invalid-index public.i", "info oid-column public.o.o"},
+		},
+		{
+			name: "triggers that fire for replicas", source: table + always("ALWAYS"), target: "CREATE TABLE public.other ()",
+			want: []string{"warning fires-always public.t"},
+		},
+		{
+			name: "triggers of the target that fire for replicas", source: table, target: table + always("REPLICA"),
+			change: func(_ *testing.T, c *Config) { c.CopiesSchema = false }, want: []string{"warning fires-always public.t"},
+		},
+		{
 			name: "no pg_dump", source: table,
 			change: func(_ *testing.T, c *Config) { c.Tools = hint.Wrap(errors.New("no pg_dump"), "install it") },
 			want:   []string{"error pg_dump source"},
@@ -125,6 +147,76 @@ func TestFindings(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// always makes a trigger that fires for replicas as well.
+func always(when string) string {
+	return `; CREATE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+		CREATE TRIGGER a AFTER INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.f(); CREATE TRIGGER plain AFTER INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.f();
+		ALTER TABLE public.t ENABLE ` + when + ` TRIGGER a`
+}
+
+// TestPrepared: a prepared transaction is named, for that is what COMMIT PREPARED takes.
+func TestPrepared(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY)`)
+	source.Exec(t, `BEGIN; INSERT INTO public.t VALUES (1); PREPARE TRANSACTION 'mine'`)
+	t.Cleanup(func() { source.Exec(t, `ROLLBACK PREPARED 'mine'`) })
+	if diff := cmp.Diff([]string{"warning prepared 'mine'"}, found(t, config(t, source, target))); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// TestMissingRoles: Ficus makes no roles. One that a policy is for stands against the migration; what
+// another owns or may do is told.
+func TestMissingRoles(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.NewCluster(t).DB(t)
+	roles := map[string]string{"o": source.Name + "_owner", "g": source.Name + "_granted", "p": source.Name + "_policy"}
+	for _, r := range roles {
+		source.Exec(t, `CREATE ROLE `+r)
+		t.Cleanup(func() { source.Exec(t, `DROP OWNED BY `+r+`; DROP ROLE `+r) })
+	}
+	source.Exec(t, fmt.Sprintf(`CREATE TABLE public.t (id int PRIMARY KEY); CREATE TABLE public.o (id int PRIMARY KEY); ALTER TABLE public.o OWNER TO %s;
+		GRANT SELECT ON public.t TO %s; CREATE POLICY p ON public.t TO %s`, roles["o"], roles["g"], roles["p"]))
+	want := []string{"error role " + roles["p"], "warning role " + roles["g"], "warning role " + roles["o"]}
+	if diff := cmp.Diff(want, found(t, config(t, source, target))); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	target.Exec(t, `CREATE ROLE `+roles["p"]+`; CREATE ROLE `+roles["g"]+`; CREATE ROLE `+roles["o"])
+	if diff := cmp.Diff([]string{}, found(t, config(t, source, target))); diff != "" {
+		t.Errorf("with the roles: -want +got:\n%s", diff)
+	}
+}
+
+// TestTypesAcrossVersions: what an older target lacks is told by column, and only then.
+func TestTypesAcrossVersions(t *testing.T) {
+	t.Parallel()
+	at := func(major int, encoding string) inspect.Info { return inspect.Info{Major: major, Encoding: encoding} }
+	interval, char, bpchar := schema.Type{OID: 1186}, schema.Type{OID: 18}, schema.Type{OID: 1042, Mod: 9}
+	numeric, money := schema.Type{OID: 1700, Mod: -1}, schema.Type{OID: 1700, Mod: 655366}
+	for _, tt := range []struct {
+		name     string
+		typ      schema.Type
+		src, dst inspect.Info
+		told     bool
+	}{
+		{"interval to an older server", interval, at(17, "UTF8"), at(16, "UTF8"), true},
+		{"interval to a newer server", interval, at(16, "UTF8"), at(17, "UTF8"), false},
+		{"interval between old servers", interval, at(16, "UTF8"), at(13, "UTF8"), false},
+		{"numeric to an older server", numeric, at(14, "UTF8"), at(13, "UTF8"), true},
+		{"numeric with a scale has no infinity", money, at(14, "UTF8"), at(13, "UTF8"), false},
+		{"char to an older server", char, at(15, "UTF8"), at(14, "UTF8"), true},
+		{"char to a newer server", char, at(13, "UTF8"), at(18, "UTF8"), true},
+		{"char between new servers", char, at(15, "UTF8"), at(18, "UTF8"), false},
+		{"char(n) from SQL_ASCII", bpchar, at(15, "SQL_ASCII"), at(15, "UTF8"), true},
+		{"char(n)", bpchar, at(15, "LATIN1"), at(15, "UTF8"), false},
+	} {
+		if why, fix := inexact(tt.typ, tt.src, tt.dst); (why != "") != tt.told || (fix != "") != tt.told {
+			t.Errorf("%s: got %q, %q", tt.name, why, fix)
+		}
 	}
 }
 

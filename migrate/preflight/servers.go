@@ -54,10 +54,6 @@ func (r *report) servers(cfg Config, src, dst inspect.Info) {
 		r.add(warn, "large-objects", "source", "copy them with pg_dump --large-objects while writes are stopped",
 			"%d large objects are not moved: PostgreSQL does not put them into the stream", src.LargeObjects)
 	}
-	if src.PreparedXacts > 0 {
-		r.add(warn, "prepared", "source", "COMMIT PREPARED or ROLLBACK PREPARED them (see pg_prepared_xacts)",
-			"%d prepared transactions are open: making the slot waits for them, and so does a promotion", src.PreparedXacts)
-	}
 	if cfg.CopiesSchema && cfg.Tools != nil {
 		r.add(fail, "pg_dump", "source", hint.Of(cfg.Tools), "%v", cfg.Tools)
 	}

@@ -51,7 +51,7 @@ func (r *report) unmoved(ctx context.Context, cfg Config, source, _ *pgx.Conn) e
 	for i := range cfg.Tables {
 		t := &cfg.Tables[i]
 		if ok, why := transform.Movable(t); !ok {
-			r.add(warn, "not-moved", t.Name.Display(), "", "its rows are not moved: %s", why)
+			r.add(warn, "not-moved", t.Name.Display(), remedy(t), "its rows are not moved: %s", why)
 		}
 	}
 	var subscriptions int
@@ -64,6 +64,18 @@ func (r *report) unmoved(ctx context.Context, cfg Config, source, _ *pgx.Conn) e
 			"%d native subscriptions write to this database and go on doing so after a promotion: their workers pass the fence", subscriptions)
 	}
 	return nil
+}
+
+// remedy says how the rows of a table that cannot be moved get to the target.
+func remedy(t *schema.Table) string {
+	switch t.Kind {
+	case schema.MaterializedView:
+		return "REFRESH MATERIALIZED VIEW " + t.Name.Display() + " on the target after the promotion"
+	case schema.Foreign:
+		return "see that the target reaches the foreign server"
+	case schema.Ordinary, schema.Partitioned:
+	}
+	return "ALTER TABLE " + t.Name.Display() + " SET LOGGED on the source"
 }
 
 // occupied refuses a target that holds tables of the same names, unless this migration made them.

@@ -31,9 +31,8 @@ type Info struct {
 	MaxSlots, FreeSlots           int
 	MaxWALSenders, FreeWALSenders int
 
-	Extensions    []Extension // ordered by name, without plpgsql
-	LargeObjects  int64       // in this database
-	PreparedXacts int         // in this database, now
+	Extensions   []Extension // ordered by name, without plpgsql
+	LargeObjects int64       // in this database
 }
 
 // An Extension is one that is installed in the database.
@@ -53,8 +52,7 @@ SELECT pg_catalog.current_setting('server_version_num')::int, d.datname, r.rolna
 	(SELECT count(*) FROM pg_catalog.pg_replication_slots)::int,
 	pg_catalog.current_setting('max_wal_senders')::int,
 	(SELECT count(*) FROM pg_catalog.pg_stat_replication)::int,
-	(SELECT count(*) FROM pg_catalog.pg_largeobject_metadata),
-	(SELECT count(*) FROM pg_catalog.pg_prepared_xacts x WHERE x.database = d.datname)::int
+	(SELECT count(*) FROM pg_catalog.pg_largeobject_metadata)
 FROM pg_catalog.pg_database d, pg_catalog.pg_roles r
 WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user`
 
@@ -64,7 +62,7 @@ func Server(ctx context.Context, conn *pgx.Conn) (Info, error) {
 	var slots, senders int
 	err := conn.QueryRow(ctx, serverSQL).Scan(&s.VersionNum, &s.Database, &s.Role, &s.WALLevel, &s.Encoding, &s.Collation,
 		&s.InRecovery, &s.Superuser, &s.Replication, &s.BypassRLS, &s.CanCreate, &s.MaxSlots, &slots,
-		&s.MaxWALSenders, &senders, &s.LargeObjects, &s.PreparedXacts)
+		&s.MaxWALSenders, &senders, &s.LargeObjects)
 	if err != nil {
 		return Info{}, fmt.Errorf("read server: %w", err)
 	}

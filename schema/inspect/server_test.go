@@ -54,7 +54,7 @@ func TestServer(t *testing.T) {
 		Major: got.Major, VersionNum: got.VersionNum, SystemID: got.SystemID, Extensions: got.Extensions,
 		Database: db.Name, Role: "postgres", WALLevel: "logical", Encoding: "UTF8", Collation: got.Collation,
 		Superuser: true, Replication: true, BypassRLS: true, CanSetReplicationRole: true, CanCreate: true,
-		MaxSlots: 7, FreeSlots: 6, MaxWALSenders: 5, FreeWALSenders: 5, LargeObjects: 2, PreparedXacts: 1,
+		MaxSlots: 7, FreeSlots: 6, MaxWALSenders: 5, FreeWALSenders: 5, LargeObjects: 2,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
