@@ -12,8 +12,9 @@ import (
 type Cluster struct {
 	DSN pg.DSN // of its database postgres
 
-	srv   server
-	major int // as asked for
+	srv      server
+	major    int // as asked for
+	settings map[string]string
 }
 
 // NewCluster starts a cluster that ends with the test.
@@ -34,7 +35,7 @@ func NewCluster(t testing.TB, opts ...Option) *Cluster {
 			t.Errorf("stop PostgreSQL: %v", err)
 		}
 	})
-	return &Cluster{DSN: srv.DSN("postgres"), srv: srv, major: o.major}
+	return &Cluster{DSN: srv.DSN("postgres"), srv: srv, major: o.major, settings: o.settings}
 }
 
 // DB returns a fresh database of the cluster.

@@ -40,6 +40,9 @@ type Config struct {
 	// Stream. With it an idle source can be stopped at a position where no transaction ends.
 	// Default: never says so.
 	Received func() change.LSN
+	// Check is called with each new session, before anything is written. An error of it ends Run, unless
+	// it is one of the connection. Default: nothing is checked.
+	Check func(context.Context, *pgx.Conn) error
 	// Touch records the keys of changed rows in Stream, durably before the rows are committed.
 	Touch bool
 
@@ -209,6 +212,11 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	}()
 	if err := a.prepareSession(ctx, conn); err != nil {
 		return err
+	}
+	if check := a.cfg.Check; check != nil {
+		if err := check(ctx, conn); err != nil {
+			return err
+		}
 	}
 	targets, err := loadTargets(ctx, conn, a.cfg.Mappings)
 	if err != nil {

@@ -36,6 +36,7 @@ type faulty struct {
 	store  *eventstore.Store
 	link   *Link
 	marker int
+	ended  bool
 }
 
 // newFaulty makes a pair with the tables of ddl and fills the source. Nothing runs yet.
@@ -48,15 +49,23 @@ func newFaulty(t *testing.T, from, to *pgtest.Database, ddl, fill string) *fault
 	to.Exec(t, ddl)
 	from.Exec(t, fill)
 	f.inspect(t.Context(), t)
-	t.Cleanup(func() {
-		f.source.Flow()
-		f.target.Flow()
-		f.close(t)
-		f.open(t)
-		must(t, f.link.Drop(context.WithoutCancel(t.Context())))
-		f.close(t)
-	})
+	t.Cleanup(func() { f.end(t) })
 	return f
+}
+
+// end drops the link, once. A test whose servers end before the pair does calls it in a cleanup of its own.
+func (f *faulty) end(t *testing.T) {
+	t.Helper()
+	if f.ended {
+		return
+	}
+	f.ended = true
+	f.source.Flow()
+	f.target.Flow()
+	f.close(t)
+	f.open(t)
+	must(t, f.link.Drop(context.WithoutCancel(t.Context())))
+	f.close(t)
 }
 
 func (f *faulty) inspect(ctx context.Context, t *testing.T) {

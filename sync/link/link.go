@@ -62,6 +62,8 @@ type Link struct {
 	cfg    Config
 	origin *pgxpool.Pool // one session, for Lag
 
+	recording sync.Mutex // serializes changes of the record in identityBucket
+
 	mu struct {
 		sync.Mutex
 		stream *eventstore.Stream
@@ -140,19 +142,23 @@ func (l *Link) assemble(r record) (*parts, error) {
 	if r.AckApplied {
 		ack = source.AckApplied
 	}
-	var err error
-	p.reader, err = source.New(source.Config{
+	reading := source.Config{
 		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.Stream(), Start: r.Start,
 		Ack: ack, Log: l.cfg.Log,
 		Applied: func() change.LSN { return p.applier.Applied() },
-	})
+	}
+	err := l.guardOrigin(&reading)
 	if err != nil {
+		return nil, err
+	}
+	if p.reader, err = source.New(reading); err != nil {
 		return nil, err
 	}
 	p.applier, err = apply.New(apply.Config{
 		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.Stream(), Start: r.Start,
 		AfterEpoch: r.AfterEpoch, Touch: l.cfg.Touch, Log: l.cfg.Log,
 		Received: func() change.LSN { return p.reader.Status().Received },
+		Check:    l.guardDestination,
 	})
 	return p, err
 }
@@ -324,6 +330,9 @@ func (l *Link) forget() error {
 	l.mu.Lock()
 	l.mu.parts = nil
 	l.mu.Unlock()
+	if err := l.forgetIdentities(); err != nil {
+		return err
+	}
 	if err := l.cfg.Store.Bucket(bucket).Delete(l.cfg.Name); err != nil {
 		return hint.Wrap(fmt.Errorf("link %s: remove its record: %w", l.cfg.Name, err), "check that the data directory is writable and has space")
 	}

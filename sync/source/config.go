@@ -2,6 +2,7 @@ package source
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -35,6 +36,29 @@ func (p AckPolicy) String() string {
 	return fmt.Sprintf("AckPolicy(%d)", uint8(p))
 }
 
+// A Streaming says whether the server sends large transactions before they commit.
+type Streaming uint8
+
+// The choices.
+const (
+	// StreamingOn: from version 14 on. The server need not write a large transaction to its disk a
+	// second time, and most of it is here when it commits.
+	StreamingOn Streaming = iota
+	// StreamingOff: all of a transaction comes after its commit.
+	StreamingOff
+)
+
+// String returns the choice as a word.
+func (s Streaming) String() string {
+	switch s {
+	case StreamingOn:
+		return "on"
+	case StreamingOff:
+		return "off"
+	}
+	return fmt.Sprintf("Streaming(%d)", uint8(s))
+}
+
 // Events are called as things happen; nil ones are skipped. They are called from the goroutine
 // that receives, which waits for them.
 type Events struct {
@@ -61,6 +85,18 @@ type Config struct {
 	// Required with AckApplied.
 	Applied func() change.LSN
 
+	// Identity is the database that Stream came from. Default: the one that the first connection finds.
+	Identity Identity
+	// Identified remembers, durably, which database it is from now on, before anything is read from
+	// it: the first one found, or the same one on another timeline. Default: nobody is told.
+	Identified func(Identity) error
+	// Held returns the end of the last transaction at the destination, asked of the destination
+	// itself: a reader that meets another timeline must know. Default: Applied.
+	Held func(context.Context) (change.LSN, error)
+
+	// Streaming says how large transactions come. Default StreamingOn.
+	Streaming Streaming
+
 	// StatusInterval is the time between two reports to the server. Default 1 s.
 	StatusInterval time.Duration
 	// Log receives what an operator may want to know. Default: nothing.
@@ -82,6 +118,12 @@ func (c *Config) complete() error {
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Applied == nil {
 		c.Applied = func() change.LSN { return 0 }
+	}
+	if c.Held == nil {
+		c.Held = func(context.Context) (change.LSN, error) { return c.Applied(), nil }
+	}
+	if c.Identified == nil {
+		c.Identified = func(Identity) error { return nil }
 	}
 	return nil
 }

@@ -30,6 +30,13 @@ func (p *positions) connect(confirmed change.LSN) {
 	p.mu.Acked = max(p.mu.Acked, confirmed) // some servers would move a slot back
 }
 
+// fork forgets what was said of positions after at, which belong to another history now.
+func (p *positions) fork(at change.LSN) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.Received, p.mu.Acked, p.mu.ServerEnd = min(p.mu.Received, at), min(p.mu.Acked, at), min(p.mu.ServerEnd, at)
+}
+
 func (p *positions) disconnect() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -24,6 +24,7 @@ const receiveTimeout = 60 * time.Second
 type Reader struct {
 	cfg      Config
 	pos      positions
+	identity Identity      // of the server that was read last; Run's alone
 	unsynced chan struct{} // holds a token while the stream may have something that is not durable
 }
 
@@ -42,7 +43,7 @@ func New(cfg Config) (*Reader, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	return &Reader{cfg: cfg, unsynced: make(chan struct{}, 1)}, nil
+	return &Reader{cfg: cfg, identity: cfg.Identity, unsynced: make(chan struct{}, 1)}, nil
 }
 
 // Status returns where the reader stands.
@@ -65,7 +66,7 @@ func (r *Reader) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()):
 		case !pg.Retryable(err):
-			return fmt.Errorf("receive from slot %q: %w", r.cfg.Slot, streamHint(err, r.cfg.Slot))
+			return fmt.Errorf("receive from slot %q: %w", r.cfg.Slot, streamHint(r.explain(ctx, err), r.cfg.Slot))
 		}
 		r.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "connection to the source lost, will reconnect",
 			slog.String("slot", r.cfg.Slot), slog.Any("err", err))
@@ -116,12 +117,13 @@ func streamHint(err error, slot string) error {
 
 // streamOnce receives over one connection until it fails. It calls progress as the server sends.
 func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
-	confirmed, err := r.preflight(ctx)
+	conn, err := r.cfg.DSN.ConnectReplication(ctx, "source")
 	if err != nil {
 		return err
 	}
-	conn, err := r.cfg.DSN.ConnectReplication(ctx, "source")
+	confirmed, err := r.preflight(ctx, conn)
 	if err != nil {
+		hangUp(ctx, conn)
 		return err
 	}
 	w, err := hijack(conn)

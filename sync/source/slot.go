@@ -91,6 +91,11 @@ type State struct {
 	Restart        change.LSN // WAL from here on is kept
 	RetainedBytes  int64      // WAL kept because of the slot
 	WALStatus      string     // "reserved", "extended", "unreserved", or "lost": the slot is unusable
+	SafeWALBytes   int64      // WAL that can still be written before the slot is in danger; -1: no limit
+	Invalidation   string     // why the server gave it up, from PostgreSQL 17 on; "" for none
+	Plugin         string     // "" for a physical slot
+	Database       string
+	Failover       bool // its standbys keep it, from PostgreSQL 17 on
 }
 
 // SlotState describes a slot; the zero State when there is none.
@@ -99,13 +104,16 @@ func SlotState(ctx context.Context, conn *pgx.Conn, name string) (State, error) 
 	var s State
 	var confirmed, restart string
 	err := conn.QueryRow(ctx, `
-		SELECT active, coalesce(active_pid, 0), coalesce(wal_status, ''),
+		SELECT active, coalesce(active_pid, 0), coalesce(wal_status, ''), coalesce(safe_wal_size, -1),
+		       coalesce(to_jsonb(s)->>'invalidation_reason', ''), coalesce((to_jsonb(s)->>'failover')::bool, false),
+		       coalesce(plugin, ''), coalesce(database, ''),
 		       coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(restart_lsn, '0/0')::text,
 		       coalesce(pg_wal_lsn_diff(
 		           CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
 		           restart_lsn), 0)::bigint
-		FROM pg_replication_slots WHERE slot_name = $1`, name).
-		Scan(&s.Active, &s.ActivePID, &s.WALStatus, &confirmed, &restart, &s.RetainedBytes)
+		FROM pg_replication_slots s WHERE slot_name = $1`, name).
+		Scan(&s.Active, &s.ActivePID, &s.WALStatus, &s.SafeWALBytes, &s.Invalidation, &s.Failover, &s.Plugin, &s.Database,
+			&confirmed, &restart, &s.RetainedBytes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return State{}, nil
 	} else if err != nil {
