@@ -139,6 +139,7 @@ func needs(mappings []transform.Mapping, insertsOnly bool) identities {
 		case !full || m.Source.Identity == schema.IdentityFull:
 		case keyless && insertsOnly:
 			ids.InsertOnly = append(ids.InsertOnly, m.Source.Name)
+			ids.Why[m.Source.Name] = why
 		default:
 			ids.Full = append(ids.Full, m.Source.Name)
 			ids.Why[m.Source.Name] = why

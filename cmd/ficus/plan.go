@@ -15,8 +15,9 @@ func (a *app) planCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan PLAYBOOK",
 		Short: "Print the steps that run would take, with their time budgets and the expected stall",
-		Long: `Print what run would do: every table with the rules it moves by, what is made in each database,
-the steps with their time budgets, and the longest that a client may have to wait.
+		Long: `Print what run would do: every table with the rules it moves by, how it is copied and how its
+changes are followed, what is made in each database, the steps with their time budgets, and the
+longest that a client may have to wait.
 
 It reads both databases and changes nothing.`,
 		Args: cobra.MaximumNArgs(1),
@@ -32,7 +33,11 @@ It reads both databases and changes nothing.`,
 			if err != nil {
 				return err
 			}
-			a.printPlan(j)
+			tables, err := j.tablePlans(cmd.Context())
+			if err != nil {
+				return err
+			}
+			a.printPlan(j, tables)
 			errors := a.findings(findings)
 			settings := j.settings(false)
 			steps := migrate.Steps(settings)
@@ -46,24 +51,10 @@ It reads both databases and changes nothing.`,
 	return cmd
 }
 
-func (a *app) printPlan(j *job) {
+func (a *app) printPlan(j *job, tables []tablePlan) {
 	a.line("plan", map[string]any{"name": j.playbook.Name, "source": j.source.String(), "target": j.target.String(), "until": j.playbook.Until},
 		fmt.Sprintf("%s: %s\n  from %s\n  to   %s\n", j.playbook.Name, j.playbook.Description, j.source, j.target))
-	rows := [][]string{{"TABLE", "TO", "ROWS", "SIZE", "BY"}}
-	for i := range j.plan.Mappings {
-		m := &j.plan.Mappings[i]
-		by := "as it is"
-		switch {
-		case m.Computed():
-			by = "computed: " + rule(m.Where, len(m.Columns))
-		case m.Reshaped():
-			by = "renamed"
-		}
-		rows = append(rows, []string{m.Source.Name.Display(), m.Target.Display(), "~" + units.Count(max(0, m.Source.Rows)), units.Bytes(m.Source.Bytes), by})
-		if a.json {
-			a.line("table", map[string]any{"source": m.Source.Name, "target": m.Target, "rows": m.Source.Rows, "bytes": m.Source.Bytes, "rule": by}, "")
-		}
-	}
+	a.printTables(tables)
 	if a.json {
 		for _, s := range migrate.Steps(j.settings(false)) {
 			a.line("step", fields(s), "")
@@ -73,7 +64,6 @@ func (a *app) printPlan(j *job) {
 		}
 		return
 	}
-	table(a.stdout, rows)
 	fmt.Fprintf(a.stdout, "\nmade in the databases, and removed at the end:\n  %s\n\n", strings.Join(j.objects(), "\n  "))
 	steps := [][]string{{"PHASE", "STEP", "BUDGET", "DOES"}}
 	for _, s := range migrate.Steps(j.settings(false)) {

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/ficus-migrate/ficus/internal/units"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/inspect"
+	"github.com/ficus-migrate/ficus/sync/snapshot"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// A tablePlan is how one table is going to move.
+type tablePlan struct {
+	Source   schema.Name `json:"source"`
+	Target   schema.Name `json:"target"`
+	Rows     int64       `json:"rows"`
+	Bytes    int64       `json:"bytes"`
+	Rule     string      `json:"rule"`
+	Format   string      `json:"format"`           // of the copy
+	Why      string      `json:"text_because"`     // "" for binary
+	Identity string      `json:"replica_identity"` // how changes find their row
+	Because  string      `json:"identity_because"` // "" where it stays as it is
+	Parts    int64       `json:"parts"`            // of the copy, about; a finished one is not copied again
+}
+
+// splitVersion is the first server of which a large table is read in parts.
+const splitVersion = 14
+
+// tablePlans says how each table moves. It reads both catalogs.
+func (j *job) tablePlans(ctx context.Context) ([]tablePlan, error) {
+	versions, existing, err := j.targetTables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	plans := make([]tablePlan, 0, len(j.plan.Mappings))
+	for i := range j.plan.Mappings {
+		m := &j.plan.Mappings[i]
+		var columns []schema.Column
+		if t := existing[m.Target]; t != nil {
+			columns = t.Columns
+		}
+		p := tablePlan{Source: m.Source.Name, Target: m.Target, Rows: m.Source.Rows, Bytes: m.Source.Bytes, Rule: ruleText(m)}
+		p.Format, p.Why = snapshot.Format(m, columns, versions)
+		p.Identity, p.Because = j.plan.Forward.identityOf(&m.Source)
+		p.Parts = j.parts(&m.Source, versions.Source)
+		plans = append(plans, p)
+	}
+	return plans, nil
+}
+
+// targetTables returns both versions, and the tables that the target has already.
+func (j *job) targetTables(ctx context.Context) (v snapshot.Versions, have map[schema.Name]*schema.Table, err error) {
+	source, err := j.source.Connect(ctx, "plan")
+	if err != nil {
+		return v, nil, fmt.Errorf("source: %w", err)
+	}
+	defer source.Close(context.WithoutCancel(ctx))
+	target, err := j.target.Connect(ctx, "plan")
+	if err != nil {
+		return v, nil, fmt.Errorf("target: %w", err)
+	}
+	defer target.Close(context.WithoutCancel(ctx))
+	src, err := inspect.Server(ctx, source)
+	if err != nil {
+		return v, nil, fmt.Errorf("source: %w", err)
+	}
+	dst, err := inspect.Server(ctx, target)
+	if err != nil {
+		return v, nil, fmt.Errorf("target: %w", err)
+	}
+	tables, err := inspect.Tables(ctx, target, inspect.Filter{})
+	if err != nil {
+		return v, nil, fmt.Errorf("target: %w", err)
+	}
+	have = make(map[schema.Name]*schema.Table, len(tables))
+	for i := range tables {
+		have[tables[i].Name] = &tables[i]
+	}
+	return snapshot.Versions{Source: src.Major, Target: dst.Major}, have, nil
+}
+
+// identityOf says how changes of a table find their row, and why where that is not as the table has it.
+func (ids *identities) identityOf(t *schema.Table) (what, why string) {
+	switch {
+	case slices.Contains(ids.InsertOnly, t.Name):
+		return "inserts only", ids.Why[t.Name]
+	case slices.Contains(ids.Full, t.Name):
+		return "full, set by Ficus", ids.Why[t.Name]
+	}
+	switch t.Identity {
+	case schema.IdentityDefault:
+		return "primary key", ""
+	case schema.IdentityIndex:
+		return "index", ""
+	case schema.IdentityFull:
+		return "full", ""
+	case schema.IdentityNothing:
+	}
+	return "nothing", ""
+}
+
+// parts estimates into how many parts the copy of a table is cut; each is finished for good once it
+// is committed, so that an interrupted copy reads only the others again.
+func (j *job) parts(t *schema.Table, major int) int64 {
+	const standard = 256 << 20 // see snapshot.Config
+	chunk := cmp.Or(int64(j.playbook.Copy.Chunk), standard)
+	own := int64(1)
+	if t.Kind == schema.Ordinary && major >= splitVersion {
+		own = max(1, min((t.Bytes+chunk-1)/chunk, t.Pages))
+	}
+	if t.Kind != schema.Partitioned {
+		return own
+	}
+	sum := int64(0)
+	for i := range j.plan.Tables {
+		if p := &j.plan.Tables[i]; p.Parent != nil && *p.Parent == t.Name {
+			sum += j.parts(p, major)
+		}
+	}
+	return max(1, sum)
+}
+
+func ruleText(m *transform.Mapping) string {
+	switch {
+	case m.Computed():
+		return "computed: " + rule(m.Where, len(m.Columns))
+	case m.Reshaped():
+		return "renamed"
+	}
+	return "as it is"
+}
+
+// printTables shows the tables, and below them what is not as one would expect.
+func (a *app) printTables(plans []tablePlan) {
+	if a.json {
+		for i := range plans {
+			a.line("table", fields(plans[i]), "")
+		}
+		return
+	}
+	rows := [][]string{{"TABLE", "TO", "ROWS", "SIZE", "BY", "COPIED AS", "PARTS", "CHANGES FOUND BY"}}
+	for i := range plans {
+		p := &plans[i]
+		rows = append(rows, []string{
+			p.Source.Display(), p.Target.Display(), "~" + units.Count(max(0, p.Rows)), units.Bytes(p.Bytes), p.Rule, p.Format, fmt.Sprint(p.Parts), p.Identity,
+		})
+	}
+	table(a.stdout, rows)
+	for i := range plans {
+		p := &plans[i]
+		if p.Why != "" {
+			fmt.Fprintf(a.stdout, "  %s is copied as text: %s\n", p.Source.Display(), p.Why)
+		}
+		if p.Because != "" {
+			fmt.Fprintf(a.stdout, "  %s, changes are found by %s: %s\n", p.Source.Display(), p.Identity, p.Because)
+		}
+	}
+	fmt.Fprintln(a.stdout, "  an interrupted copy keeps the parts that are finished")
+}
