@@ -41,7 +41,7 @@ test-docker: ## run the tests against PostgreSQL in Docker containers
 
 fuzz: ## run every fuzz target for FUZZTIME (default 20s); what one finds is kept in its testdata
 	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9]+' . | sed 's|/[^/]*:func | |' | sort | while read -r dir target; do \
-		echo "$$dir $$target"; go test "$$dir" -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; done
+		echo "$$dir $$target"; go test "$$dir" -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 
 soak: postgres ## follow under load for DURATION (default 1h) while everything breaks; needs the machine for itself
 	FICUS_SOAK=$(DURATION) go test ./internal/soaktest -run TestSoak -count 1 -v -timeout 0

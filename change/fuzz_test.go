@@ -114,28 +114,3 @@ func FuzzParseLSN(f *testing.F) {
 		}
 	})
 }
-
-// FuzzParseSnapshot reads snapshots, which print as they were given and see every id or not.
-//
-// It fails when numbers in any order pass for a snapshot: take the test of xip's order away.
-func FuzzParseSnapshot(f *testing.F) {
-	for _, s := range []string{"10:20:12,14", "10:10:", "1:18446744073709551615:2", "0:0:", "20:10:", "10:20:12,12", "10:20:20", "4294967290:4294967310:4294967296", "::", "3:4:3"} {
-		f.Add(s, uint32(12))
-	}
-	f.Fuzz(func(t *testing.T, s string, xid uint32) {
-		sn, err := change.ParseSnapshot(s)
-		if err != nil {
-			if !sn.IsZero() {
-				t.Fatalf("%q: %s and %v", s, sn, err)
-			}
-			return
-		}
-		again, err := change.ParseSnapshot(sn.String())
-		if err != nil || again.String() != sn.String() || again.Sees(xid) != sn.Sees(xid) {
-			t.Fatalf("%q: %s came back as %s, %v", s, sn, again, err)
-		}
-		if sn.IsZero() || sn.Xmin() > sn.Xmax() {
-			t.Fatalf("%q: from %d to %d", s, sn.Xmin(), sn.Xmax())
-		}
-	})
-}
