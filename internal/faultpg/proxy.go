@@ -38,11 +38,12 @@ func (d Direction) String() string {
 
 // A Proxy stands in front of one server.
 type Proxy struct {
-	server   pg.DSN
+	server   pg.DSN // whose role and password DSN gives
 	listener net.Listener
 
 	mu struct {
 		sync.Mutex
+		leads   pg.DSN        // where new connections end
 		lanes   [2]lane       // by Direction
 		delay   time.Duration // of a round trip
 		refuse  bool
@@ -69,6 +70,7 @@ func New(t testing.TB, server pg.DSN) *Proxy {
 		t.Fatalf("fault proxy: %v", err)
 	}
 	p := &Proxy{server: server, listener: listener}
+	p.mu.leads = server
 	p.mu.changed = make(chan struct{})
 	p.mu.links = map[*link]bool{}
 	p.running.Add(1)
@@ -152,6 +154,9 @@ func (p *Proxy) Delay(roundTrip time.Duration) { p.set(func() { p.mu.delay = rou
 // Refuse says whether new connections are closed at once.
 func (p *Proxy) Refuse(refuse bool) { p.set(func() { p.mu.refuse = refuse }) }
 
+// Lead leads new connections to another server, as a virtual address does after a failover.
+func (p *Proxy) Lead(to pg.DSN) { p.set(func() { p.mu.leads = to }) }
+
 // Connections returns how many connections are open.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
@@ -198,7 +203,10 @@ func (p *Proxy) serve(l *link) {
 		defer p.mu.Unlock()
 		delete(p.mu.links, l)
 	}()
-	network, address := pgconn.NetworkAddress(p.server.Host(), p.server.Port())
+	p.mu.Lock()
+	to := p.mu.leads
+	p.mu.Unlock()
+	network, address := pgconn.NetworkAddress(to.Host(), to.Port())
 	var d net.Dialer
 	server, err := d.DialContext(l.ctx, network, address)
 	if err != nil || !l.join(server) {
