@@ -72,7 +72,7 @@ func FuzzDamage(f *testing.F) {
 // useDamaged opens the store in files and uses it as a link does, as far as it can.
 func useDamaged(t *testing.T, files vfs.FS) {
 	t.Helper()
-	s, err := Open(Config{Dir: "/data", fs: files})
+	s, err := Open(Config{Dir: "/data", FS: files})
 	if err != nil {
 		return
 	}

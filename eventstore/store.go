@@ -51,7 +51,9 @@ type Config struct {
 	// is still in memory, so a large cache would only hold what nobody reads twice.
 	CacheBytes int64
 
-	fs vfs.FS // tests bring a file system that loses what was not synced
+	// FS is where Dir is; tests bring a file system that loses what was not synced. Default: the
+	// machine's.
+	FS vfs.FS
 }
 
 // A Store is an open data directory.
@@ -76,16 +78,16 @@ func Open(cfg Config) (*Store, error) {
 		return nil, errors.New("open event store: no directory given")
 	}
 	log := cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	if cfg.fs == nil {
+	if cfg.FS == nil {
 		dir, err := filepath.Abs(cfg.Dir)
 		if err != nil {
 			return nil, fmt.Errorf("open event store: %w", err)
 		}
-		cfg.Dir, cfg.fs = dir, vfs.Default
+		cfg.Dir, cfg.FS = dir, vfs.Default
 	}
-	dir := cfg.fs.PathJoin(cfg.Dir, "events")
+	dir := cfg.FS.PathJoin(cfg.Dir, "events")
 
-	lock, err := lockDir(cfg.fs, dir)
+	lock, err := lockDir(cfg.FS, dir)
 	if err != nil {
 		return nil, fmt.Errorf("open event store in %s: %w", cfg.Dir, err)
 	}
@@ -137,7 +139,7 @@ func syncDir(files vfs.FS, dir string) error {
 // beginning.
 func options(cfg Config, lock *pebble.Lock, log *slog.Logger) *pebble.Options {
 	o := &pebble.Options{
-		FS:   cfg.fs,
+		FS:   cfg.FS,
 		Lock: lock,
 		// Named, so that upgrading the library does not silently make the directory unreadable to
 		// the release before.

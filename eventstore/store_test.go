@@ -69,7 +69,7 @@ func TestOpenRefuses(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(Config{Dir: "/data", fs: files}); err == nil || hint.Of(err) == "" {
+	if _, err := Open(Config{Dir: "/data", FS: files}); err == nil || hint.Of(err) == "" {
 		t.Errorf("a newer layout: %v with hint %q", err, hint.Of(err))
 	}
 }

@@ -24,7 +24,7 @@ func open(t testing.TB, files *vfs.MemFS) *Store {
 	if files == nil {
 		files = vfs.NewMem()
 	}
-	s, err := Open(Config{Dir: "/data", fs: files})
+	s, err := Open(Config{Dir: "/data", FS: files})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,7 +348,7 @@ func TestSyncIsShared(t *testing.T) {
 		}
 		return nil
 	})
-	s, err := Open(Config{Dir: "/data", fs: errorfs.Wrap(vfs.NewMem(), count)})
+	s, err := Open(Config{Dir: "/data", FS: errorfs.Wrap(vfs.NewMem(), count)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ type Option func(*options)
 
 type options struct {
 	encoding string
+	template *Database
 	major    int
 	settings map[string]string
 }
@@ -34,6 +35,9 @@ func Version(major int) Option { return func(o *options) { o.major = major } }
 
 // Encoding makes the database of another encoding than UTF8, such as LATIN1, under locale C.
 func Encoding(name string) Option { return func(o *options) { o.encoding = name } }
+
+// Template makes the database a copy of db, of the same cluster, to which nobody may be connected.
+func Template(db *Database) Option { return func(o *options) { o.template = db } }
 
 // Setting sets a configuration parameter of a cluster made by NewCluster.
 func Setting(name, value string) Option {
@@ -79,6 +83,10 @@ func newDatabase(t testing.TB, srv server, o options) *Database {
 	create := "CREATE DATABASE " + name
 	if o.encoding != "" {
 		create += " ENCODING '" + o.encoding + "' LOCALE 'C' TEMPLATE template0"
+	}
+	if o.template != nil {
+		o.template.close()
+		create += " TEMPLATE " + o.template.Name
 	}
 	admin.Exec(t, create)
 	major := int(admin.Int(t, "SELECT current_setting('server_version_num')::int / 10000"))

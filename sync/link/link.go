@@ -48,6 +48,12 @@ type Config struct {
 	// Ack says what lets the origin forget WAL; a prepared link keeps to what it was prepared with.
 	// Default source.AckStored.
 	Ack source.AckPolicy
+	// Streaming says whether the origin sends large transactions before they commit. Default
+	// source.StreamingOn.
+	Streaming source.Streaming
+	// MaxRows and MaxBytes bound what is applied in one transaction of the destination; see
+	// [apply.Config].
+	MaxRows, MaxBytes int
 	// Touch records the keys of changed rows, for delta proofs.
 	Touch bool
 	// LockTimeout bounds how long the application may wait behind a change of replica identity.
@@ -144,7 +150,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 	}
 	reading := source.Config{
 		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.Stream(), Start: r.Start,
-		Ack: ack, Log: l.cfg.Log,
+		Ack: ack, Streaming: l.cfg.Streaming, Log: l.cfg.Log,
 		Applied: func() change.LSN { return p.applier.Applied() },
 	}
 	err := l.guardOrigin(&reading)
@@ -156,7 +162,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 	}
 	p.applier, err = apply.New(apply.Config{
 		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.Stream(), Start: r.Start,
-		AfterEpoch: r.AfterEpoch, Touch: l.cfg.Touch, Log: l.cfg.Log,
+		AfterEpoch: r.AfterEpoch, MaxRows: l.cfg.MaxRows, MaxBytes: l.cfg.MaxBytes, Touch: l.cfg.Touch, Log: l.cfg.Log,
 		Received: func() change.LSN { return p.reader.Status().Received },
 		Check:    l.guardDestination,
 	})
@@ -332,6 +338,9 @@ func (l *Link) forget() error {
 	l.mu.Unlock()
 	if err := l.forgetIdentities(); err != nil {
 		return err
+	}
+	if err := l.cfg.Store.Bucket(loadBucket).Delete(l.cfg.Name); err != nil {
+		return fmt.Errorf("link %s: forget where its copy began: %w", l.cfg.Name, err)
 	}
 	if err := l.cfg.Store.Bucket(bucket).Delete(l.cfg.Name); err != nil {
 		return hint.Wrap(fmt.Errorf("link %s: remove its record: %w", l.cfg.Name, err), "check that the data directory is writable and has space")
