@@ -106,18 +106,27 @@ func randomBatch(t *testing.T, rng *rand.Rand, st *Stream, m *model, spilled map
 	write(t, st, func(b *Batch) {
 		for range 1 + rng.IntN(4) {
 			end := m.head + 1 + change.LSN(rng.IntN(9))
-			xid := uint32(rng.IntN(3))
+			xid := uint32(rng.IntN(4))
+			reserved := xid%2 == 1 // its first piece comes with its commit
 			switch op := rng.IntN(6); {
 			case op < 3:
 				data := fmt.Sprintf("%0*d", rng.IntN(2000), end)
 				b.Append(end, []byte(data))
 				m.add(end, data)
 			case op == 3:
+				if reserved && spilled[xid] == nil {
+					b.Reserve(xid)
+					spilled[xid] = append(spilled[xid], "first")
+				}
 				data := fmt.Sprintf("piece %d of %d", len(spilled[xid]), xid)
 				b.Spill(xid, []byte(data))
 				spilled[xid] = append(spilled[xid], data)
 			case op == 4 && spilled[xid] != nil:
-				b.CommitSpilled(xid, end)
+				if reserved {
+					b.CommitReserved(xid, end, []byte("first"))
+				} else {
+					b.CommitSpilled(xid, end)
+				}
 				for _, data := range spilled[xid] {
 					m.add(end, data)
 				}

@@ -215,6 +215,52 @@ func countKeys(t testing.TB, st *Stream, tag byte) (n int) {
 	return n
 }
 
+// Several large transactions are open at a time, whose first piece comes with their commit; one is only
+// begun, and the store is closed and opened with two of them open.
+//
+// It fails when Reserve takes no number, or its piece is not written, or the open ones stay.
+func TestReserve(t *testing.T) {
+	t.Parallel()
+	files := vfs.NewMem()
+	s := open(t, files)
+	st := stream(t, s)
+	write(t, st, func(b *Batch) { b.Reserve(7) })
+	write(t, st, func(b *Batch) {
+		b.Reserve(8)
+		b.Spill(8, []byte("never"))
+		b.Reserve(9)
+		b.Reserve(10)
+		b.DropSpilled(10)
+	})
+	write(t, st, func(b *Batch) { b.Spill(7, []byte("two")) })
+	appendChunk(t, st, 10)
+	write(t, st, func(b *Batch) {
+		b.Spill(7, []byte("three"))
+		b.CommitReserved(7, 20, []byte("one"))
+	})
+	want := []string{"10:chunk 10", "20:one", "20:two", "20:three"}
+	equal(t, "stream", drain(t, st, 0), want)
+	for what, fill := range map[string]func(*Batch){
+		"begun twice":                  func(b *Batch) { b.Reserve(8) },
+		"committed without its first":  func(b *Batch) { b.CommitSpilled(8, 30) },
+		"committed without a begin":    func(b *Batch) { b.CommitReserved(11, 30, nil) },
+		"first piece of another spill": func(b *Batch) { b.Spill(12, nil); b.CommitReserved(12, 30, nil) },
+	} {
+		b := st.NewBatch()
+		fill(b)
+		if b.Commit() == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	st = stream(t, open(t, files))
+	equal(t, "stream, opened again", drain(t, st, 0), want)
+	equal(t, "spills left", countKeys(t, st, tagOpen), 0)
+	equal(t, "pieces left", countKeys(t, st, tagSpill), 3)
+}
+
 func TestReopenDropsOpenSpills(t *testing.T) {
 	t.Parallel()
 	files := vfs.NewMem()

@@ -140,8 +140,11 @@ func (g *rig) walsender(t *testing.T) int64 {
 // A tx is a transaction as it came out of the stream.
 type tx struct {
 	end     change.LSN
+	xid     uint32
 	spilled bool
+	origin  string
 	rows    []string // "insert t(1,abc)"
+	shapes  []string // "t(id,v)", in the order of rows, each once in a row
 }
 
 // transactions decodes what follows from, as an applier does.
@@ -176,17 +179,22 @@ func transactions(t *testing.T, st *eventstore.Stream, from change.LSN) []tx {
 			}
 			switch m.Kind {
 			case change.KindBegin:
-				list = append(list, tx{spilled: c.Spilled})
+				list = append(list, tx{spilled: c.Spilled, xid: m.Begin.XID})
 			case change.KindCommit:
 				list[len(list)-1].end = m.Commit.EndLSN
 				at = m.Commit.EndLSN
 			case change.KindInsert, change.KindUpdate, change.KindDelete:
 				last := &list[len(list)-1]
 				last.rows = append(last.rows, text(m.Row))
+				if s := shape(m.Row.Rel); len(last.shapes) == 0 || last.shapes[len(last.shapes)-1] != s {
+					last.shapes = append(last.shapes, s)
+				}
 			case change.KindTruncate:
 				last := &list[len(list)-1]
 				last.rows = append(last.rows, fmt.Sprintf("truncate of %d", len(m.Truncate.Relations)))
-			case change.KindOrigin, change.KindRelation, change.KindType, change.KindMessage:
+			case change.KindOrigin:
+				list[len(list)-1].origin = m.Origin
+			case change.KindRelation, change.KindType, change.KindMessage, change.KindSubtransaction:
 			}
 		}
 	}
@@ -211,6 +219,14 @@ func text(row change.Row) string {
 		values[i] = string(v.Data)
 	}
 	return fmt.Sprintf("%s %s(%s)", row.Op, row.Rel.Name, strings.Join(values, ","))
+}
+
+func shape(rel *change.Relation) string {
+	names := make([]string, len(rel.Columns))
+	for i, c := range rel.Columns {
+		names[i] = c.Name
+	}
+	return rel.Name + "(" + strings.Join(names, ",") + ")"
 }
 
 func rows(list []tx) [][]string {

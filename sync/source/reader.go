@@ -135,7 +135,8 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, w.close) // ends a blocked read or write
 	defer stop()
-	if err := w.start(r.cfg.Slot, r.cfg.Stream.Head(), r.cfg.Publications); err != nil {
+	options := pluginOptions(w.major, r.cfg.Streaming, r.cfg.Publications)
+	if err := w.start(r.cfg.Slot, r.cfg.Stream.Head(), options); err != nil {
 		return err
 	}
 	p := newPacker(r.cfg.Stream, r.stored)

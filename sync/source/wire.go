@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,10 +43,11 @@ const (
 //
 // Source: PostgreSQL manual, "Streaming Replication Protocol".
 type wire struct {
-	conn net.Conn
-	br   *bufio.Reader
-	big  []byte // a frame that does not fit into br, as far as it was read
-	size int    // that frame's, 0 without one
+	conn  net.Conn
+	br    *bufio.Reader
+	big   []byte // a frame that does not fit into br, as far as it was read
+	size  int    // that frame's, 0 without one
+	major int    // version of the server; 0: it did not say
 }
 
 // A message is what the server sent: data of the stream, or a keepalive.
