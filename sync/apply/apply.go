@@ -222,6 +222,10 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	if err != nil {
 		return err
 	}
+	held, err := readBases(ctx, conn, a.cfg.Link, a.cfg.Mappings)
+	if err != nil {
+		return err
+	}
 	at, err := startProgress(ctx, conn, a.cfg.Link, a.cfg.Start)
 	if err != nil {
 		return err
@@ -246,7 +250,7 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	chunks, batches := make(chan eventstore.Chunk, 2), make(chan *batch)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return fetch(ctx, reader, chunks) })
-	g.Go(func() error { return newCollector(a, at, targets, batches).run(ctx, pins, chunks) })
+	g.Go(func() error { return newCollector(a, at, held, targets, batches).run(ctx, pins, chunks) })
 	g.Go(func() error { return a.writeAll(ctx, w, batches, progress) })
 	return g.Wait()
 }

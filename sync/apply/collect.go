@@ -30,6 +30,8 @@ type collector struct {
 	targets map[schema.Name]*target
 	sources map[schema.Name]*transform.Mapping
 
+	bases bases // what the copies of tables hold already
+
 	// awaiting is the epoch before which everything is ignored; 0 when nothing is.
 	awaiting int64
 
@@ -37,11 +39,13 @@ type collector struct {
 	bound   map[uint32]*binding
 	out     chan<- *batch
 
-	batch  *batch
-	since  time.Time // when the first transaction of batch was complete
-	tx     txn       // the open transaction
-	txSize int       // bytes of it that batch holds
-	state  txState
+	batch   *batch
+	since   time.Time  // when the first transaction of batch was complete
+	tx      txn        // the open transaction
+	commits change.LSN // where its commit record begins
+	xid     uint32
+	txSize  int // bytes of it that batch holds
+	state   txState
 }
 
 type limits struct {
@@ -66,9 +70,9 @@ const (
 )
 
 // newCollector returns a collector for a destination that stands at p.
-func newCollector(a *Applier, p progress, targets map[schema.Name]*target, out chan<- *batch) *collector {
+func newCollector(a *Applier, p progress, b bases, targets map[schema.Name]*target, out chan<- *batch) *collector {
 	c := &collector{
-		limits: a.limits, from: p.lsn, targets: targets, sources: a.sources, out: out,
+		limits: a.limits, from: p.lsn, targets: targets, sources: a.sources, bases: b, out: out,
 		decoder: change.NewDecoder(), bound: map[uint32]*binding{}, batch: &batch{},
 	}
 	if p.epoch < a.cfg.AfterEpoch {
@@ -171,6 +175,8 @@ func (c *collector) begin(b *change.Begin, chunk eventstore.Chunk) {
 		c.tx.end = chunk.End
 	}
 	c.txSize = 0
+	c.commits, c.xid = b.CommitLSN, b.XID
+	c.bases.pass(b.CommitLSN)
 	switch {
 	case b.CommitLSN < c.from:
 		c.state = skipping
@@ -255,7 +261,8 @@ func (c *collector) row(r *change.Row) error {
 	if r.Rel.Namespace == controlSchema {
 		return c.control(r)
 	}
-	if c.state == ignoring {
+	// Before the relation is looked at: it may be of a shape that the table had before its copy.
+	if c.state == ignoring || c.bases.holds(r.Rel, c.commits, c.xid) {
 		return nil
 	}
 	t, err := c.table(r.Rel)
@@ -317,6 +324,9 @@ func (c *collector) truncate(m *change.Truncate) error {
 	}
 	tr := &truncation{restart: m.RestartIdentity}
 	for _, rel := range m.Relations {
+		if c.bases.holds(rel, c.commits, c.xid) {
+			continue
+		}
 		t, err := c.table(rel)
 		if err != nil {
 			return err

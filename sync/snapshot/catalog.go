@@ -10,6 +10,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/sync/manifest"
 	"github.com/ficus-migrate/ficus/transform"
 )
 
@@ -26,9 +27,10 @@ type source struct {
 // A piece is a relation that holds rows itself.
 type piece struct {
 	name  schema.Name
-	plain bool  // an ordinary table, which has ctids; not a foreign one
-	pages int64 // of the main fork
-	bytes int64 // with TOAST
+	file  string // its oid and file: other ones mean that its rows are elsewhere
+	plain bool   // an ordinary table, which has ctids; not a foreign one
+	pages int64  // of the main fork
+	bytes int64  // with TOAST
 }
 
 // A target is what the catalog says about a mapping's target table.
@@ -43,7 +45,7 @@ type target struct {
 // the server reads ranges of ctid efficiently. The tables come in the order of mappings.
 func readSources(ctx context.Context, conn *pgx.Conn, mappings []transform.Mapping) (sources []source, canSplit bool, err error) {
 	const query = `
-SELECT i.n, ln.nspname, l.relname, l.relkind = 'r',
+SELECT i.n, ln.nspname, l.relname, l.oid || '/' || coalesce(pg_relation_filenode(l.oid), 0), l.relkind = 'r',
        l.oid = r.oid OR has_table_privilege(l.oid, 'SELECT') AND NOT l.relrowsecurity,
        CASE WHEN l.relkind = 'r' THEN pg_relation_size(l.oid) / current_setting('block_size')::int ELSE 0 END,
        CASE WHEN l.relkind = 'r' THEN pg_table_size(l.oid) ELSE 0 END,
@@ -69,7 +71,7 @@ ORDER BY i.n, l.oid`
 	var p piece
 	var direct bool
 	var version int
-	_, err = pgx.ForEachRow(rows, []any{&n, &p.name.Schema, &p.name.Name, &p.plain, &direct, &p.pages, &p.bytes, &version}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&n, &p.name.Schema, &p.name.Name, &p.file, &p.plain, &direct, &p.pages, &p.bytes, &version}, func() error {
 		s := &sources[n-1]
 		s.pieces = append(s.pieces, p)
 		s.whole = s.whole || !direct
@@ -187,13 +189,23 @@ func becomeReplica(ctx context.Context, conn *pgx.Conn) (ok bool, err error) {
 	return true, nil
 }
 
-// empty removes the rows of every target table at once, so that foreign keys among them do not matter.
-func empty(ctx context.Context, conn *pgx.Conn, tables []*table) error {
-	list := make([]string, len(tables))
-	for i, t := range tables {
-		list[i] = t.truncated()
+// empty removes the rows of target tables, of most of them at once, so that foreign keys among them
+// do not matter. With alone set, rows of tables that stay may refer to them, and rows are deleted.
+func empty(ctx context.Context, db manifest.DB, tables []*table, alone bool) error {
+	var list []string
+	for _, t := range tables {
+		if !alone || !t.referenced {
+			list = append(list, t.truncated())
+			continue
+		}
+		if _, err := db.Exec(ctx, "DELETE FROM "+t.truncated()); err != nil {
+			return fmt.Errorf("empty the target's table %s: %w", t.m.Target.Display(), err)
+		}
 	}
-	_, err := conn.Exec(ctx, "TRUNCATE "+strings.Join(list, ", "))
+	if len(list) == 0 {
+		return nil
+	}
+	_, err := db.Exec(ctx, "TRUNCATE "+strings.Join(list, ", "))
 	if err == nil {
 		return nil
 	}

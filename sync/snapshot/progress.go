@@ -18,11 +18,13 @@ type meter struct {
 	table       *table
 	rows, bytes int64 // not yet added to table
 	published   int64 // rows of this chunk that are
+	total       int64 // bytes of this chunk
 }
 
 func (m *meter) Write(p []byte) (int, error) {
 	m.rows++
 	m.bytes += int64(len(p))
+	m.total += int64(len(p))
 	if m.bytes >= publishBytes {
 		m.publish()
 	}

@@ -9,10 +9,13 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/sync/manifest"
 	"github.com/ficus-migrate/ficus/transform"
 )
 
@@ -38,6 +41,22 @@ type Config struct {
 	Progress func(Table)
 	// Log receives one line for each table. Default: discarded.
 	Log *slog.Logger
+
+	// Link names the manifest at the target in which the copy is recorded (see sync/manifest), where
+	// it is installed. Default: none is kept, and nothing of the following counts.
+	Link string
+	// Base is what Snapshot sees, and Until a position at and after which nothing that it sees commits.
+	Base  change.Snapshot
+	Until change.LSN
+	// Keep reports whether what an earlier, interrupted copy has finished of a table stays.
+	// Default: nothing does.
+	Keep func(*manifest.Table) bool
+	// Alone says that tables which are not among Mappings stay as they are and may refer to them.
+	Alone bool
+	// Changed hands over the key of every row, as it was and as it became, that a transaction changed
+	// which Base sees and since does not: one text per column of the mapping's key. It may wait. An
+	// error that wraps ErrUnfollowable has the table copied again. Default: no key is ever known.
+	Changed func(ctx context.Context, m *transform.Mapping, since change.Snapshot, emit func(key [][]byte) error) error
 }
 
 // A Table is how far the copy of one table is.
@@ -81,7 +100,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	}
 
 	res := Result{Tables: len(c.tables), Elapsed: time.Since(start)}
-	for _, t := range c.tables {
+	for _, t := range c.tables { // with what earlier runs copied
 		res.Rows += t.rows.Load()
 		res.Bytes += t.bytes.Load()
 	}
@@ -121,7 +140,7 @@ func (c *copier) run(ctx context.Context) error {
 	return err
 }
 
-// prepare looks at both sides, decides how each table goes, and empties the target.
+// prepare looks at both sides, decides how each table goes, and empties those that begin.
 func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 	src, err := c.cfg.Source.Connect(ctx, "copy")
 	if err != nil {
@@ -150,16 +169,53 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 		return nil, fmt.Errorf("read the servers' versions: %w", err)
 	}
 
-	var queue []chunk
 	for i := range c.cfg.Mappings {
 		m := &c.cfg.Mappings[i]
 		if err := checkTarget(m, &targets[i], c.replica); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.Source.Name.Display(), err)
 		}
-		t, chunks := planTable(m, &sources[i], &targets[i], limits)
-		c.tables = append(c.tables, t)
-		queue = append(queue, chunks...)
+		c.tables = append(c.tables, newTable(m, &sources[i], &targets[i], limits.versions))
+	}
+	if err := c.resume(ctx, dst); err != nil {
+		return nil, err
+	}
+	return c.begin(ctx, dst, limits)
+}
+
+// begin cuts the tables into chunks, empties those of which nothing is kept, and records both.
+func (c *copier) begin(ctx context.Context, dst *pgx.Conn, limits planLimits) (queue []chunk, err error) {
+	var fresh []*table
+	done := 0
+	for _, t := range c.tables {
+		if t.kept == nil {
+			fresh = append(fresh, t)
+		} else {
+			done += len(t.kept.Done)
+		}
+	}
+	err = pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
+		if err := empty(ctx, tx, fresh, c.cfg.Alone || len(fresh) < len(c.tables)); err != nil {
+			return err
+		}
+		for _, t := range c.tables {
+			chunks := t.plan(limits)
+			queue = append(queue, chunks...)
+			if err := c.record(ctx, tx, t, len(chunks)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if done > 0 {
+		c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "copy resumed",
+			slog.Int("chunks_done", done), slog.Int("chunks", done+len(queue)))
+	}
+	if len(queue) == 0 {
+		return nil, flush(ctx, dst) // of what an earlier run committed
 	}
 	largestFirst(queue)
-	return queue, empty(ctx, dst, c.tables)
+	return queue, nil
 }

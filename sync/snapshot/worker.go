@@ -14,6 +14,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/sync/manifest"
 )
 
 // closeTimeout bounds the goodbye of one session.
@@ -36,7 +37,7 @@ func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := copyChunk(ctx, src, dst, ch); err != nil {
+		if err := c.copyChunk(ctx, src, dst, ch); err != nil {
 			return fmt.Errorf("%s: %w", ch.table.m.Source.Name.Display(), err)
 		}
 		if ch.table.left.Add(-1) == 0 {
@@ -81,12 +82,17 @@ func (c *copier) openTarget(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// copyChunk moves one chunk in one target transaction.
-func copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) error {
+// copyChunk moves one chunk in one target transaction, which records it too.
+func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) error {
 	t := ch.table
 	tx, err := dst.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin on the target: %w", err)
+	}
+	if c.cfg.Link != "" {
+		if err := manifest.Enter(ctx, tx, c.cfg.Link, t.m.Source.Name, t.run); err != nil {
+			return err
+		}
 	}
 	if t.refresh { // the same transaction as COPY: PostgreSQL may then freeze the rows as it stores them
 		if _, err := tx.Exec(ctx, "TRUNCATE "+t.truncated()); err != nil {
@@ -101,6 +107,12 @@ func copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) error {
 	if sent != stored {
 		return hint.Wrap(fmt.Errorf("the source sent %d rows and the target stored %d", sent, stored),
 			"a trigger on the target's table (ENABLE ALWAYS or REPLICA) leaves rows out: disable it for the copy")
+	}
+	if c.cfg.Link != "" {
+		ch.part.Rows, ch.part.Bytes = sent, m.total
+		if err := manifest.Finish(ctx, tx, c.cfg.Link, t.m.Source.Name, ch.part); err != nil {
+			return err
+		}
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit on the target: %w", err)

@@ -68,6 +68,29 @@ func (r *Reader) preflight(ctx context.Context, repl *pgconn.PgConn) (change.LSN
 	return confirmed, nil
 }
 
+// Check reports whether the server and its slot continue what is stored, with nothing missing between
+// and no promotion: the error is what Run would end with, or [ErrForked]. It does not work while Run
+// does.
+func (r *Reader) Check(ctx context.Context) error {
+	repl, err := r.cfg.DSN.ConnectReplication(ctx, "source")
+	if err != nil {
+		return err
+	}
+	defer hangUp(ctx, repl)
+	now, err := Identify(ctx, repl)
+	if err != nil {
+		return err
+	}
+	if err := r.identity.Same(now); err != nil {
+		return err
+	}
+	if r.identity.Timeline != 0 && r.identity.Timeline != now.Timeline {
+		return fmt.Errorf("%w: it is on timeline %d, was on %d", ErrForked, now.Timeline, r.identity.Timeline)
+	}
+	_, err = r.checkSlot(ctx, false)
+	return err
+}
+
 // checkSlot looks at the slot and the publications over a session of its own.
 func (r *Reader) checkSlot(ctx context.Context, forked bool) (change.LSN, error) {
 	conn, err := r.cfg.DSN.Connect(ctx, "source")
