@@ -122,6 +122,10 @@ func (m *manager) add(ctx context.Context, j *job, yes bool, events func(migrate
 			return nil, err
 		}
 	}
+	if err := e.adopt(ctx, m.store, m.log); err != nil {
+		e.Close()
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.engines[name] = e

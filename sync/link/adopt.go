@@ -69,7 +69,8 @@ func (l *Link) Adopt(ctx context.Context, afterEpoch int64) error {
 	case slot.ConfirmedFlush > at:
 		return hint.Wrap(fmt.Errorf("link %s: %w: what the origin forgot was stored in a data directory that is lost: changes between %s and %s are missing",
 			l.cfg.Name, source.ErrSlotAhead, at, slot.ConfirmedFlush),
-			"bring the data directory back, or start the migration again with a new copy; with ack: applied nothing would be missing")
+			"bring the data directory back; or give up what was copied (ficus cleanup --source ... --target ..., empty the target's tables) "+
+				"and start the migration again with a new copy; with follow.ack: applied nothing would be missing")
 	}
 	return l.remember(record{Start: at, AfterEpoch: afterEpoch, AckApplied: applied})
 }
