@@ -113,7 +113,8 @@ type Table struct {
 	Inherits  bool  // has inheritance (not partitioning) parents or children
 	Unlogged  bool
 	Columns   []Column
-	Keys      []Key // primary first, then by name; only complete, plain, valid unique indexes on NOT NULL columns
+	Keys      []Key      // primary first, then by name; only complete, plain, valid unique indexes on NOT NULL columns
+	Unique    [][]string // columns of each immediate unique index without condition or expression, nullable ones included
 	Identity  Identity
 	IdentKey  []string // columns of the replica identity: the primary key's or the chosen index's; nil for full, nothing or no key
 	Rows      int64    // estimate, -1 when the table was never analyzed

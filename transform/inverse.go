@@ -123,5 +123,24 @@ func (m *Mapping) targetTable() schema.Table {
 		}
 		t.Keys, t.IdentKey = []schema.Key{key}, key.Columns
 	}
+	for _, columns := range m.Source.Unique {
+		if targets := m.carriedOver(columns); targets != nil {
+			t.Unique = append(t.Unique, targets)
+		}
+	}
 	return t
+}
+
+// carriedOver returns the target columns that hold the values of source columns, nil when one is not
+// carried over as it is.
+func (m *Mapping) carriedOver(columns []string) []string {
+	targets := make([]string, len(columns))
+	for i, name := range columns {
+		j := slices.IndexFunc(m.Columns, func(c Column) bool { return c.Expr == "" && c.Source == name })
+		if j < 0 {
+			return nil
+		}
+		targets[i] = m.Columns[j].Target
+	}
+	return targets
 }

@@ -50,11 +50,12 @@ func addColumns(ctx context.Context, conn *pgx.Conn, oids []uint32, byOID map[ui
 	return err
 }
 
-// keysSQL lists the unique indexes that find one row: complete, plain, valid, no column nullable.
+// keysSQL lists the unique indexes that are complete, plain and valid, and says which of them find
+// one row because no column is nullable.
 // An exclusion constraint that stands behind a primary key (WITHOUT OVERLAPS) is no arbiter for
 // ON CONFLICT, so it does not count as immediate.
 const keysSQL = `
-SELECT i.indrelid, x.relname, i.indisprimary, i.indimmediate AND NOT i.indisexclusion, i.indisreplident, k.names
+SELECT i.indrelid, x.relname, i.indisprimary, i.indimmediate AND NOT i.indisexclusion, i.indisreplident, k.names, k.complete
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 CROSS JOIN LATERAL (
@@ -64,10 +65,10 @@ CROSS JOIN LATERAL (
 	WHERE u.ord <= i.indnkeyatts
 ) k
 WHERE i.indrelid = ANY($1) AND i.indisunique AND i.indisvalid AND i.indisready AND i.indislive
-	AND i.indpred IS NULL AND i.indexprs IS NULL AND k.complete
+	AND i.indpred IS NULL AND i.indexprs IS NULL
 ORDER BY i.indrelid, i.indisprimary DESC, x.relname`
 
-// addKeys fills in Keys and IdentKey.
+// addKeys fills in Keys, Unique and IdentKey.
 func addKeys(ctx context.Context, conn *pgx.Conn, oids []uint32, byOID map[uint32]*schema.Table) error {
 	rows, err := conn.Query(ctx, keysSQL, oids)
 	if err != nil {
@@ -75,11 +76,18 @@ func addKeys(ctx context.Context, conn *pgx.Conn, oids []uint32, byOID map[uint3
 	}
 	var rel uint32
 	var k schema.Key
-	var identity bool
-	_, err = pgx.ForEachRow(rows, []any{&rel, &k.Name, &k.Primary, &k.Immediate, &identity, &k.Columns}, func() error {
+	var identity, complete bool
+	_, err = pgx.ForEachRow(rows, []any{&rel, &k.Name, &k.Primary, &k.Immediate, &identity, &k.Columns, &complete}, func() error {
 		t := byOID[rel]
-		t.Keys = append(t.Keys, k)
-		if t.Identity == schema.IdentityDefault && k.Primary && k.Immediate || t.Identity == schema.IdentityIndex && identity {
+		if k.Immediate {
+			t.Unique = append(t.Unique, k.Columns)
+		}
+		if complete {
+			t.Keys = append(t.Keys, k)
+		} else {
+			identity = false
+		}
+		if t.Identity == schema.IdentityDefault && k.Primary && k.Immediate && complete || t.Identity == schema.IdentityIndex && identity {
 			t.IdentKey = k.Columns
 		}
 		k.Columns = nil // the next row must not share the array

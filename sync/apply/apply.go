@@ -43,6 +43,9 @@ type Config struct {
 	// Check is called with each new session, before anything is written. An error of it ends Run, unless
 	// it is one of the connection. Default: nothing is checked.
 	Check func(context.Context, *pgx.Conn) error
+	// OnConflict says what happens with a row that the destination refuses because its own rows are
+	// not the source's. Default Stop.
+	OnConflict OnConflict
 	// Touch records the keys of changed rows in Stream, durably before the rows are committed.
 	Touch bool
 
@@ -69,6 +72,7 @@ type Events struct {
 type Commit struct {
 	Transactions, Rows int
 	Replayed           bool       // the fast path was refused
+	Decided            int        // rows that OnConflict decided
 	End                change.LSN // where the destination stands now
 }
 
@@ -77,6 +81,7 @@ type Stats struct {
 	Transactions, Rows int64
 	Batches            int64     // target transactions
 	Replayed           int64     // of these, how many the database refused at first
+	Decided            int64     // rows that OnConflict decided, those recorded before included
 	LastCommit         time.Time // of the last applied transaction, at the source
 }
 
@@ -243,7 +248,10 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	if err != nil {
 		return err
 	}
-	w := &writer{conn: conn, link: a.cfg.Link, at: at.lsn, shapes: map[shape]*prepared{}}
+	w := &writer{conn: conn, link: a.cfg.Link, at: at.lsn, shapes: map[shape]*prepared{}, sourceWins: a.cfg.OnConflict == SourceWins}
+	if err := a.countDecided(ctx, w); err != nil {
+		return err
+	}
 	if a.cfg.Touch {
 		w.touch = a.log.Touch
 	}
@@ -268,6 +276,19 @@ func (a *Applier) prepareSession(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	return hint.Wrap(err, "the destination must be a PostgreSQL server")
+}
+
+// countDecided begins with the decisions that earlier sessions have recorded.
+func (a *Applier) countDecided(ctx context.Context, w *writer) error {
+	if !w.sourceWins {
+		return nil
+	}
+	decided, err := installConflicts(ctx, w.conn, w.link)
+	if err != nil {
+		return err
+	}
+	a.gate.update(func(s *state) { s.stats.Decided = decided })
+	return nil
 }
 
 // fetch passes on the chunks of the log, copied: the batches keep parts of them.
@@ -309,7 +330,7 @@ func (a *Applier) writeAll(ctx context.Context, w *writer, batches <-chan *batch
 				return a.writeBefore(ctx, w, now, err)
 			}
 			if !now.more {
-				a.committed(w, now)
+				a.committed(ctx, w, now)
 				progress()
 			}
 		}
@@ -334,12 +355,12 @@ func (a *Applier) writeBefore(ctx context.Context, w *writer, b *batch, why erro
 	if err := w.write(ctx, before); err != nil {
 		return err
 	}
-	a.committed(w, before)
+	a.committed(ctx, w, before)
 	return why
 }
 
 // committed makes known what was committed.
-func (a *Applier) committed(w *writer, b *batch) {
+func (a *Applier) committed(ctx context.Context, w *writer, b *batch) {
 	rows := len(b.ops) + w.rows
 	a.gate.update(func(s *state) {
 		s.applied, s.writing = w.at, 0
@@ -355,10 +376,15 @@ func (a *Applier) committed(w *writer, b *batch) {
 		if w.replayed {
 			s.stats.Replayed++
 		}
+		s.stats.Decided += int64(w.decided)
 		s.stats.LastCommit = b.txns[len(b.txns)-1].at
 	})
-	if f := a.cfg.Events.Committed; f != nil {
-		f(Commit{Transactions: len(b.txns), Rows: rows, Replayed: w.replayed, End: w.at})
+	if w.decided > 0 {
+		a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "source wins: rows of the destination were overruled, see ficus.conflicts",
+			slog.String("link", a.cfg.Link), slog.Int("rows", w.decided), slog.String("end", w.at.String()))
 	}
-	w.replayed, w.rows = false, 0
+	if f := a.cfg.Events.Committed; f != nil {
+		f(Commit{Transactions: len(b.txns), Rows: rows, Replayed: w.replayed, Decided: w.decided, End: w.at})
+	}
+	w.replayed, w.rows, w.decided = false, 0, 0
 }

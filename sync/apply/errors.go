@@ -21,6 +21,14 @@ var ErrSchemaChanged = errors.New("table changed its definition")
 // ErrNoSuchRow says that an update or delete did not hit exactly the row it was meant for.
 var ErrNoSuchRow = errors.New("row is not there")
 
+// A miss is a statement that did not hit as many rows as it was for.
+type miss struct{ hit, want int64 }
+
+func (e *miss) Error() string { return fmt.Sprintf("%v: %d of %d", ErrNoSuchRow, e.hit, e.want) }
+
+// Unwrap returns ErrNoSuchRow.
+func (e *miss) Unwrap() error { return ErrNoSuchRow }
+
 // ErrPassed says that the destination already stands behind the position asked for.
 var ErrPassed = errors.New("destination is already past that position")
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
@@ -45,8 +46,13 @@ type writer struct {
 	shapes map[shape]*prepared
 	touch  func(context.Context, []eventstore.Touched) error // nil when keys are not recorded
 
+	sourceWins bool // see OnConflict
+
 	replayed bool // the batch, or a part before it, took the slow path
 	rows     int  // of the parts before the batch
+	decided  int  // rows of the open target transaction that sourceWins decided
+
+	displaced []eventstore.Touched // rows of it that sourceWins removed
 }
 
 // prepared is a statement that the server knows.
@@ -77,7 +83,7 @@ func (w *writer) write(ctx context.Context, b *batch) error {
 		return err
 	}
 	if w.touch != nil {
-		if err := w.touch(ctx, touched(b)); err != nil {
+		if err := w.touch(ctx, append(touched(b), w.displaced...)); err != nil {
 			return fmt.Errorf("record touched keys: %w", err)
 		}
 	}
@@ -101,11 +107,7 @@ func (w *writer) writeOps(ctx context.Context, b *batch) error {
 		if err == nil || !refused(err) {
 			return err
 		}
-		undo := simple("ROLLBACK")
-		if b.part {
-			undo, begin = simple("ROLLBACK TO SAVEPOINT part"), nil
-		}
-		if _, err := w.run(ctx, []command{undo}, nil); err != nil {
+		if begin, err = w.undo(ctx, b, begin); err != nil {
 			return err
 		}
 	}
@@ -118,7 +120,23 @@ func (w *writer) writeOps(ctx context.Context, b *batch) error {
 	if err == nil || failed < 0 || !refused(err) {
 		return err
 	}
-	return rowError(b, &stmts[failed], err)
+	if !w.sourceWins {
+		return rowError(b, &stmts[failed], err)
+	}
+	if begin, err = w.undo(ctx, b, begin); err != nil {
+		return err
+	}
+	return w.decide(ctx, b, begin, stmts)
+}
+
+// undo takes back what the batch wrote, and returns what has to go before its rows now.
+func (w *writer) undo(ctx context.Context, b *batch, begin []command) ([]command, error) {
+	undo := simple("ROLLBACK")
+	if b.part {
+		undo, begin = simple("ROLLBACK TO SAVEPOINT part"), nil
+	}
+	_, err := w.run(ctx, []command{undo}, nil)
+	return begin, err
 }
 
 // rollback undoes the open target transaction.
@@ -133,6 +151,7 @@ func (w *writer) rollback(ctx context.Context) error {
 func (w *writer) begin(b *batch) []command {
 	var cmds []command
 	if !w.open {
+		w.decided, w.displaced = 0, nil
 		lock := simple(`SELECT FROM ficus.progress WHERE link = $1 AND lsn = $2::text::pg_lsn FOR UPDATE`, w.link, w.at.String())
 		lock.check = func(tag pgconn.CommandTag) error {
 			if tag.RowsAffected() != 1 {
@@ -171,7 +190,11 @@ func (w *writer) commit(ctx context.Context, b *batch) error {
 		}
 		return nil
 	}
-	if _, err := w.run(ctx, []command{move, commit}, nil); err != nil {
+	cmds := []command{move, commit}
+	if w.decided > 0 {
+		cmds = slices.Insert(cmds, 0, w.sealDecisions(end))
+	}
+	if _, err := w.run(ctx, cmds, nil); err != nil {
 		return fmt.Errorf("commit everything up to %s: %w", end, err)
 	}
 	w.open, w.at = false, end
@@ -294,14 +317,14 @@ func (s *stmt) check(tag pgconn.CommandTag) error {
 	if hit == want || hit < want && s.shape.table.mapping.Where != "" {
 		return nil
 	}
-	return fmt.Errorf("%w: %d of %d", ErrNoSuchRow, hit, want)
+	return &miss{hit, want}
 }
 
 // rowError says which row, of those written one by one, the database refused.
 func rowError(b *batch, s *stmt, err error) error {
 	t := s.shape.table
 	e := &RowError{Table: t.target.name, Op: s.source.kind.String(), Key: t.keyText(s.source), Err: err}
-	if errors.Is(err, ErrNoSuchRow) {
+	if _, ok := errors.AsType[*miss](err); ok {
 		e.Err = ErrNoSuchRow // not how many: it was for one
 	}
 	if !b.part {
