@@ -22,9 +22,10 @@ import (
 // childEnv tells a process of the test binary to be a link instead of running tests.
 const childEnv = "FICUS_TEST_LINK"
 
-// A child is what such a process is to follow.
+// A child is what such a process is to do.
 type child struct {
 	Name, From, To, Dir string
+	Load                bool // instead of following
 }
 
 func TestMain(m *testing.M) {
@@ -65,6 +66,10 @@ func follow(text string) error {
 	}
 	l, err := New(ctx, Config{Name: c.Name, From: from, To: to, Mappings: mappings, Full: full, Store: store, Touch: true})
 	if err != nil {
+		return err
+	}
+	if c.Load {
+		_, err := l.Load(ctx, onePage)
 		return err
 	}
 	return l.Run(ctx)

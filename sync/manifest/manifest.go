@@ -203,7 +203,7 @@ func Begin(ctx context.Context, db DB, link string, t *Table) error {
 		ON CONFLICT (link, table_name) DO UPDATE SET base = EXCLUDED.base, until = EXCLUDED.until, shape = EXCLUDED.shape,
 			relations = EXCLUDED.relations, parts = EXCLUDED.parts, mended = 0, run = manifest.run + 1
 		RETURNING run`,
-		link, t.Source.String(), t.Base.String(), t.Until.String(), t.Shape, slices.Concat([]string{}, t.Relations), t.Parts).Scan(&t.Run)
+		link, t.Source.String(), t.Base.String(), t.Until.String(), t.Shape, append([]string{}, t.Relations...), t.Parts).Scan(&t.Run)
 	if err == nil {
 		_, err = db.Exec(ctx, `DELETE FROM ficus.manifest_part WHERE link = $1 AND table_name = $2`, link, t.Source.String())
 	}
