@@ -29,6 +29,7 @@ type identities struct {
 	Origin      source.Identity `json:"origin"`
 	Destination source.Identity `json:"destination"`
 	Progress    bool            `json:"progress"` // the destination has had its progress row
+	GaveUp      string          `json:"gave_up"`  // why the link dropped its own slot; "" when it did not
 }
 
 // identities reads the record; the zero value when there is none.

@@ -54,6 +54,12 @@ type Config struct {
 	// MaxRows and MaxBytes bound what is applied in one transaction of the destination; see
 	// [apply.Config].
 	MaxRows, MaxBytes int
+	// MaxSourceWAL is how much WAL the origin may keep for the slot, in bytes. Default: no limit of ours.
+	MaxSourceWAL int64
+	// OnMaxSourceWAL says what is done when it keeps more. Default WALAlarm.
+	OnMaxSourceWAL WALAnswer
+	// Alarm is told once each time that a limit on WAL is crossed. It must not block. Default: the log alone.
+	Alarm func(warning string)
 	// Touch records the keys of changed rows, for delta proofs.
 	Touch bool
 	// LockTimeout bounds how long the application may wait behind a change of replica identity.
@@ -66,7 +72,8 @@ type Config struct {
 // A Link is one origin feeding one destination.
 type Link struct {
 	cfg    Config
-	origin *pgxpool.Pool // one session, for Lag
+	origin *pgxpool.Pool // one session, for Lag and what watches over WAL
+	wal    walGuard
 
 	recording sync.Mutex // serializes changes of the record in identityBucket
 
@@ -98,6 +105,10 @@ type record struct {
 func New(ctx context.Context, cfg Config) (*Link, error) {
 	cfg.LockTimeout = cmp.Or(cfg.LockTimeout, 200*time.Millisecond)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Ack == source.AckApplied && cfg.OnMaxSourceWAL == WALPauseCopy {
+		return nil, hint.Wrap(fmt.Errorf("link %s: pausing the copy does not let WAL go that is kept until the copy is done", cfg.Name),
+			"choose follow.ack: stored, or alarm or drop-slot for follow.on_max_source_wal")
+	}
 	stream, err := cfg.Store.Stream(cfg.Name)
 	if err != nil {
 		return nil, fmt.Errorf("link %s: %w", cfg.Name, err)
@@ -185,11 +196,14 @@ func (l *Link) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.reader.Run(ctx) })
-	g.Go(func() error { return p.applier.Run(ctx) })
-	g.Go(func() error { return l.trim(ctx, p) })
-	if err := g.Wait(); err != nil {
+	err = l.underBudget(ctx, func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return p.reader.Run(ctx) })
+		g.Go(func() error { return p.applier.Run(ctx) })
+		g.Go(func() error { return l.trim(ctx, p) })
+		return g.Wait()
+	})
+	if err != nil {
 		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
 	}
 	return nil
@@ -202,7 +216,7 @@ func (l *Link) Receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.reader.Run(ctx); err != nil {
+	if err := l.underBudget(ctx, p.reader.Run); err != nil {
 		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
 	}
 	return nil

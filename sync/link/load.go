@@ -31,6 +31,18 @@ type LoadConfig struct {
 	Workers    int   // see [snapshot.Config]
 	ChunkBytes int64 // see [snapshot.Config]
 	Progress   func(snapshot.Table)
+	// Locked is called once nobody can change the definition of the tables any more, and before the
+	// snapshot is taken: the place to make sure that they are what the mappings were made from. An
+	// error ends the copy before it begins. Default: nothing is called.
+	Locked func(context.Context) error
+}
+
+// lock keeps DDL off tables for as long as keeper lives.
+func (c *LoadConfig) lock(ctx context.Context, l *Link, keeper *pgx.Conn, tables []schema.Name) error {
+	if err := l.lockTables(ctx, keeper, tables); err != nil || c.Locked == nil {
+		return err
+	}
+	return c.Locked(ctx)
 }
 
 // loading is what is remembered of a copy before the link is prepared by it.
@@ -77,12 +89,12 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	var rec record
 	if begun != nil {
 		rec = begun.Record
-		if err := l.lockTables(ctx, keeper, l.tables()); err != nil {
+		if err := cfg.lock(ctx, l, keeper, l.tables()); err != nil {
 			return snapshot.Result{}, err
 		}
 		b, err = l.newBase(ctx, holder)
 	} else {
-		rec, b, err = l.firstBase(ctx, keeper, holder)
+		rec, b, err = l.firstBase(ctx, &cfg, keeper, holder)
 		if err == nil {
 			p, err = l.assemble(rec)
 		}
@@ -105,6 +117,16 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 func (l *Link) copy(ctx context.Context, p *parts, b base, cfg snapshot.Config) (result snapshot.Result, err error) {
 	cfg.Source, cfg.Target, cfg.Log, cfg.Link = l.cfg.From, l.cfg.To, l.cfg.Log, l.cfg.Name
 	cfg.Snapshot, cfg.Base, cfg.Until = b.exported, b.sees, b.until
+	cfg.Gate = l.gate
+	err = l.underBudget(ctx, func(ctx context.Context) error {
+		result, err = l.copyAndReceive(ctx, p, cfg)
+		return err
+	})
+	return result, err
+}
+
+// copyAndReceive runs the reader until the copy is done.
+func (l *Link) copyAndReceive(ctx context.Context, p *parts, cfg snapshot.Config) (result snapshot.Result, err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	readCtx, stopReading := context.WithCancelCause(ctx)
 	defer stopReading(nil)
@@ -124,8 +146,8 @@ func (l *Link) copy(ctx context.Context, p *parts, b base, cfg snapshot.Config) 
 }
 
 // firstBase starts afresh: it makes the slot, and holder takes its snapshot over.
-func (l *Link) firstBase(ctx context.Context, keeper, holder *pgx.Conn) (rec record, b base, err error) {
-	replication, snap, err := l.begin(ctx, func() error { return l.lockTables(ctx, keeper, l.tables()) })
+func (l *Link) firstBase(ctx context.Context, cfg *LoadConfig, keeper, holder *pgx.Conn) (rec record, b base, err error) {
+	replication, snap, err := l.begin(ctx, func() error { return cfg.lock(ctx, l, keeper, l.tables()) })
 	if err != nil {
 		return record{}, base{}, err
 	}

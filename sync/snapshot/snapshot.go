@@ -39,6 +39,8 @@ type Config struct {
 	// Progress is called about five times a second for each table that moved on, and once more when
 	// the table is done, never by two goroutines at a time. Default: nobody is told.
 	Progress func(Table)
+	// Gate is called before each chunk and may wait, to let the source breathe. Default: none.
+	Gate func(context.Context) error
 	// Log receives one line for each table. Default: discarded.
 	Log *slog.Logger
 

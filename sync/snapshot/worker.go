@@ -37,6 +37,11 @@ func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if gate := c.cfg.Gate; gate != nil {
+			if err := gate(ctx); err != nil {
+				return err
+			}
+		}
 		if err := c.copyChunk(ctx, src, dst, ch); err != nil {
 			return fmt.Errorf("%s: %w", ch.table.m.Source.Name.Display(), err)
 		}
