@@ -26,6 +26,9 @@ type Reader struct {
 	pos      positions
 	identity Identity      // of the server that was read last; Run's alone
 	unsynced chan struct{} // holds a token while the stream may have something that is not durable
+	// streaming is what is asked for, Run's alone. A server that had a fault is not asked for
+	// transactions in progress any more: it may decode the same one well when it has committed.
+	streaming Streaming
 }
 
 // Status is how far a reader is.
@@ -43,7 +46,7 @@ func New(cfg Config) (*Reader, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	return &Reader{cfg: cfg, identity: cfg.Identity, unsynced: make(chan struct{}, 1)}, nil
+	return &Reader{cfg: cfg, identity: cfg.Identity, unsynced: make(chan struct{}, 1), streaming: cfg.Streaming}, nil
 }
 
 // Status returns where the reader stands.
@@ -65,6 +68,7 @@ func (r *Reader) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()):
+			r.streaming = StreamingOff
 		case !pg.Retryable(err):
 			return fmt.Errorf("receive from slot %q: %w", r.cfg.Slot, streamHint(r.explain(ctx, err), r.cfg.Slot))
 		}
@@ -135,7 +139,7 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, w.close) // ends a blocked read or write
 	defer stop()
-	options := pluginOptions(w.major, r.cfg.Streaming, r.cfg.Publications)
+	options := pluginOptions(w.major, r.streaming, r.cfg.Publications)
 	if err := w.start(r.cfg.Slot, r.cfg.Stream.Head(), options); err != nil {
 		return err
 	}
@@ -159,7 +163,8 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 func (r *Reader) connected(ctx context.Context, at change.LSN) {
 	r.pos.connect(at)
 	r.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "receiving changes", slog.String("slot", r.cfg.Slot),
-		slog.String("confirmed", at.String()), slog.String("stored", r.cfg.Stream.Head().String()))
+		slog.String("confirmed", at.String()), slog.String("stored", r.cfg.Stream.Head().String()),
+		slog.String("streaming", r.streaming.String()))
 	if f := r.cfg.Events.Connected; f != nil {
 		f()
 	}
