@@ -47,7 +47,7 @@ func (l *Link) Resync(ctx context.Context, tables []schema.Name, cfg LoadConfig)
 		return snapshot.Result{}, err
 	}
 	defer holder.Close(context.WithoutCancel(ctx))
-	if err := l.lockTables(ctx, keeper, tables); err != nil {
+	if err := cfg.lock(ctx, l, keeper, tables); err != nil {
 		return snapshot.Result{}, err
 	}
 	b, err := l.newBase(ctx, holder)
@@ -114,8 +114,8 @@ func (l *Link) touchAll(ctx context.Context, tables []schema.Name, at change.LSN
 	return nil
 }
 
-// Remap gives a prepared link other mappings: for tables whose shape changed, or with more or fewer
-// tables. Run must not work meanwhile. It takes effect for as long as the Link lives: the caller
+// Remap gives a link other mappings: for tables whose shape changed, or with more or fewer tables.
+// One that is not prepared will be prepared with them. Run must not work meanwhile. It takes effect for as long as the Link lives: the caller
 // remembers the mappings, and gives them to New when it makes the link again.
 //
 // Tables that the link did not move before have to be copied by Resync, and until then Run fails with
@@ -124,6 +124,10 @@ func (l *Link) touchAll(ctx context.Context, tables []schema.Name, at change.LSN
 // long as such a transaction is open.
 func (l *Link) Remap(ctx context.Context, mappings []transform.Mapping, full, insertOnly []schema.Name) error {
 	p, err := l.attached()
+	if errors.Is(err, ErrNotPrepared) {
+		l.cfg.Mappings, l.cfg.Full, l.cfg.InsertOnly = mappings, full, insertOnly
+		return nil
+	}
 	if err != nil {
 		return err
 	}
