@@ -136,7 +136,7 @@ func (f *faulty) kept(t *testing.T, before map[string]string, again ...string) {
 			t.Errorf("part %s was not copied again", part)
 		}
 	}
-	if kept == 0 {
+	if kept == 0 && len(again) == 0 {
 		t.Error("there was nothing to keep")
 	}
 }
@@ -215,55 +215,66 @@ func (f *faulty) resume(t *testing.T) string {
 	return log.String()
 }
 
-// TestLoadResumesAfterDDL: what happened to a table between two runs decides what of it can stay.
+// TestLoadResumesAfterDDL: what happened to a half copied table between two runs decides whether its
+// finished parts can stay. The largest is copied first.
+//
+// "vacuumed" and "shrunk" fail when a rebase does not delete the keys of changed rows, or does not
+// read recent rows again; "rewritten" when the relation's file is not compared.
 func TestLoadResumesAfterDDL(t *testing.T) {
 	t.Parallel()
+	const noOther = `TRUNCATE public.account, public.wide, public.swap, public.entry`
 	for _, c := range []struct {
-		name, sql string
-		again     string // tables that are copied again
-		why       string
+		name, first string
+		sql         string // between the runs
+		why         string // the table is copied again, "" when it is not
 	}{
-		{"nothing", ``, "", ""},
-		{"rewritten", `DELETE FROM public.wide WHERE u < 30; VACUUM FULL public.wide`, "wide", "rewritten"},
-		{"truncated", `TRUNCATE public.wide; INSERT INTO public.wide (id, n) VALUES ('only', 1)`, "wide", "rewritten, truncated"},
-		{"truncated both", `TRUNCATE public.wide, public.event; INSERT INTO public.event VALUES (1, 1)`, "wide event", "rewritten, truncated"},
-		{"vacuumed", `DELETE FROM public.wide WHERE u % 3 = 0; VACUUM public.wide; INSERT INTO public.wide (id, u, n) SELECT 'x' || i, -i, i FROM generate_series(1, 900) i`, "", ""},
-		{"shrunk", `DELETE FROM public.wide WHERE u > 100; VACUUM public.wide`, "", ""},
-		{"partition added", `DROP TABLE public.event_a; CREATE TABLE public.event_c PARTITION OF public.event FOR VALUES FROM (0) TO (10)`, "event", "partitioned otherwise"},
+		{"nothing", ``, ``, ""},
+		{"rewritten", ``, `DELETE FROM public.wide WHERE u < 3000; VACUUM FULL public.wide`, "rewritten"},
+		{"truncated", ``, `TRUNCATE public.wide; INSERT INTO public.wide (id, n) VALUES ('only', 1)`, "truncated"},
+		{"vacuumed", ``, `DELETE FROM public.wide WHERE u % 3 = 0; VACUUM public.wide; INSERT INTO public.wide (id, u, n) SELECT 'x' || i, -i, i FROM generate_series(1, 900) i`, ""},
+		{"shrunk", ``, `DELETE FROM public.wide WHERE u > 100; VACUUM public.wide; UPDATE public.wide SET id = id || u, n = 0 WHERE u % 2 = 0`, ""},
+		{"added column", ``, `ALTER TABLE public.wide ADD more int DEFAULT 7; UPDATE public.wide SET more = u`, "columns"},
+		{"partitioned", noOther, ``, ""},
+		{"partitions move", noOther, `UPDATE public.event SET at = (at + 7) % 20; DELETE FROM public.event WHERE id % 5 = 0`, ""},
+		{"partition replaced", noOther, `DROP TABLE public.event_a; CREATE TABLE public.event_c PARTITION OF public.event FOR VALUES FROM (0) TO (10)`, "partitioned otherwise"},
+		{"keyless", noOther + `; TRUNCATE public.event; INSERT INTO public.entry SELECT i, i FROM generate_series(1, 9000) i`,
+			`DELETE FROM public.entry WHERE account % 3 = 0`, "no key"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFaulty(t, pgtest.DB(t), pgtest.DB(t), copied, copiedRows)
-			f.interrupt(t, 150)
+			f.each(t, c.first)
+			f.interrupt(t, 20)
 			before := f.chunks(t)
-			complete := f.to.Strings(t, `SELECT m.table_name FROM ficus.manifest m WHERE m.parts = (SELECT count(*) FROM ficus.manifest_part p WHERE p.table_name = m.table_name)`)
-			for sql := range strings.SplitSeq(c.sql, "; ") { // VACUUM wants to be alone
-				if sql != "" {
-					f.from.Exec(t, sql)
-				}
-				if strings.Contains(sql, "event_") {
+			f.each(t, c.sql)
+			for sql := range strings.SplitSeq(c.sql, "; ") {
+				if strings.Contains(sql, "event_") || strings.Contains(sql, "ALTER") {
 					f.to.Exec(t, sql)
 				}
 			}
+			f.inspect(t.Context(), t)
 			log := f.resume(t)
-			again := strings.Fields(c.again + " entry swap")
-			for i, table := range again {
-				for _, whole := range complete { // stays whatever happened
-					if whole == `"public"."`+table+`"` {
-						again[i] = "-"
-					}
-				}
+			if c.why == "" {
+				f.kept(t, before)
+			} else {
+				f.kept(t, before, "wide", "event", "entry")
 			}
-			f.kept(t, before, again...)
-			if c.why != "" && !strings.Contains(log, c.why) && !strings.Contains(strings.Join(again, ""), "-") {
-				t.Errorf("log says nothing of %q:\n%s", c.why, log)
-			}
-			if !strings.Contains(log, "copy resumed") {
-				t.Errorf("log does not say that the copy was resumed:\n%s", log)
+			if !strings.Contains(log, c.why) || (c.why == "") != strings.Contains(log, "copy resumed") {
+				t.Errorf("log (want %q):\n%s", c.why, log)
 			}
 			run(t, f.link)
 			f.equal(t)
 		})
+	}
+}
+
+// each runs statements at the source one by one: VACUUM wants to be alone.
+func (f *faulty) each(t *testing.T, statements string) {
+	t.Helper()
+	for sql := range strings.SplitSeq(statements, "; ") {
+		if sql != "" {
+			f.from.Exec(t, sql)
+		}
 	}
 }
 
