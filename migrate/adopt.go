@@ -15,3 +15,8 @@ func (m *Migration) Adopt(why string) error {
 	}
 	return nil
 }
+
+// Alarm journals a warning of a link when it comes up; Config.Warnings shows it for as long as it holds.
+func (m *Migration) Alarm(warning string) {
+	m.note(Event{Type: eventLink, Message: "warning: " + warning}, fact{})
+}

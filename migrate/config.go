@@ -43,6 +43,8 @@ type Config struct {
 	// Retryable reports whether the same step may succeed later without anybody's help.
 	// Default: never.
 	Retryable func(error) bool
+	// Warnings returns what an operator should know now, though nothing has failed. Default: nothing.
+	Warnings func() []string
 	// Events is called with every event, one at a time and in order. It must not block for long,
 	// nor call back into the Migration.
 	Events func(Event)
@@ -84,6 +86,10 @@ type Settings struct {
 	// RollbackWindow completes the migration by itself that long after a promotion. Default: only
 	// "complete" does.
 	RollbackWindow time.Duration
+
+	// Sequences is how often the follower's sequences are moved to where the owner's stand. Default
+	// 10 s; negative for never.
+	Sequences time.Duration
 
 	// Sample is how often lag is measured. Default 1 s.
 	Sample time.Duration
@@ -135,6 +141,7 @@ func (s Settings) withDefaults() Settings {
 	s.Headroom = cmp.Or(s.Headroom, 1000)
 	s.Attempts = cmp.Or(s.Attempts, 3)
 	s.RetryPause = cmp.Or(s.RetryPause, 5*time.Second)
+	s.Sequences = cmp.Or(s.Sequences, 10*time.Second)
 	s.Sample = cmp.Or(s.Sample, time.Second)
 	s.Watch = cmp.Or(s.Watch, 5*time.Second)
 	s.Grace = cmp.Or(s.Grace, 15*time.Second)

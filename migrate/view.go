@@ -42,13 +42,17 @@ type Progress struct {
 
 // Status returns all there is to show, at this moment. It shares nothing with the Migration.
 func (m *Migration) Status() Status {
+	var warnings []string
+	if m.cfg.Warnings != nil {
+		warnings = m.cfg.Warnings()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s, l := m.mu.state.clone(), &m.mu.live
 	st := Status{
 		Name: m.cfg.Name, Playbook: m.cfg.Playbook, Source: m.cfg.SourceDSN, Target: m.cfg.TargetDSN,
 		Seq: s.seq, Phase: s.phase, Step: s.step, WaitingFor: l.waitingFor, Paused: s.paused, Running: m.mu.running,
-		Error: s.err, Hint: s.hint, StartedAt: s.startedAt, PhaseSince: s.phaseSince,
+		Error: s.err, Hint: s.hint, Warnings: warnings, StartedAt: s.startedAt, PhaseSince: s.phaseSince,
 		Owner: s.owner, Epoch: s.epoch,
 		Tables: slices.Clone(l.tables), Copied: s.copied, Build: copied(l.build), Checked: copied(l.checked), Lag: copied(l.lag),
 		Gates: slices.Clone(l.gates), Proof: s.proof, FenceProof: s.fenceProof, Blockers: slices.Clone(l.blockers),

@@ -224,8 +224,17 @@ func (p *Playbook) validate(file string) error {
 		return hint.Wrap(bad("target is missing"), "add --target postgresql://user@host/database")
 	case p.Follow.Ack != "stored" && p.Follow.Ack != "applied":
 		return bad("follow.ack is %q: want stored or applied", p.Follow.Ack)
+	case p.Follow.OnConflict != "stop" && p.Follow.OnConflict != "source-wins":
+		return bad("follow.on_conflict is %q: want stop or source-wins", p.Follow.OnConflict)
 	case p.Follow.DDL != "stop" && p.Follow.DDL != "safe":
 		return bad("follow.ddl is %q: want stop or safe", p.Follow.DDL)
+	case !slices.Contains([]string{"alarm", "pause-copy", "drop-slot"}, p.Follow.OnMaxSourceWAL):
+		return bad("follow.on_max_source_wal is %q: want alarm, pause-copy or drop-slot", p.Follow.OnMaxSourceWAL)
+	case p.Follow.OnMaxSourceWAL == "pause-copy" && p.Follow.Ack == "applied":
+		return hint.Wrap(bad("follow.on_max_source_wal: pause-copy would wait for ever with follow.ack: applied"),
+			"with applied the source keeps all WAL until the copy is done: choose ack: stored, or alarm or drop-slot")
+	case p.Follow.OnMaxSourceWAL != "alarm" && p.Follow.MaxSourceWAL == 0:
+		return hint.Wrap(bad("follow.on_max_source_wal says what to do at a limit that is not there"), "add follow.max_source_wal, for example 20GB")
 	case p.Router.Type != "gateway" && p.Router.Type != "none":
 		return bad("router.type is %q: want gateway or none", p.Router.Type)
 	case !slices.Contains([]string{"following", "verifying", "reads-switched", "promoted"}, p.Until):

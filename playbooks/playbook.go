@@ -64,9 +64,14 @@ type Copy struct {
 
 // Follow tunes the stream.
 type Follow struct {
-	Ack               string `yaml:"ack" json:"ack,omitempty" jsonschema:"description=stored: the source forgets WAL once it is durable in the event store (default); applied: once it is durable in the target,enum=stored,enum=applied"`
-	DDL               string `yaml:"ddl" json:"ddl,omitempty" jsonschema:"description=What the source's DDL does. stop: the link stops in front of it (default); safe: what is safe is done on the target too and the rest stops the link,enum=stop,enum=safe"`
-	NoReplicaIdentity bool   `yaml:"no_replica_identity" json:"no_replica_identity,omitempty" jsonschema:"description=Leave tables without a key as they are and move only their inserts"`
+	Ack               string    `yaml:"ack" json:"ack,omitempty" jsonschema:"description=stored: the source forgets WAL once it is durable in the event store (default); applied: once it is durable in the target,enum=stored,enum=applied"`
+	DDL               string    `yaml:"ddl" json:"ddl,omitempty" jsonschema:"description=What the source's DDL does. stop: the link stops in front of it (default); safe: what is safe is done on the target too and the rest stops the link,enum=stop,enum=safe"`
+	FailoverSlot      *bool     `yaml:"failover_slot" json:"failover_slot,omitempty" jsonschema:"description=Make the slot one that standbys of the source keep (PostgreSQL 17 and newer); default where the source has synchronized_standby_slots set"`
+	MaxSourceWAL      Bytes     `yaml:"max_source_wal" json:"max_source_wal,omitempty" jsonschema:"description=How much WAL the owner may keep for the slot; default no limit"`
+	OnMaxSourceWAL    string    `yaml:"on_max_source_wal" json:"on_max_source_wal,omitempty" jsonschema:"description=What happens when it keeps more. alarm: it is said (default); pause-copy: besides the copy stands still until it is less than four fifths; drop-slot: the slot is dropped and the migration fails,enum=alarm,enum=pause-copy,enum=drop-slot"`
+	OnConflict        string    `yaml:"on_conflict" json:"on_conflict,omitempty" jsonschema:"description=What happens with a row that the target refuses because somebody else wrote there. stop: the link stops in front of it (default); source-wins: the target's rows are overruled and each decision is recorded in ficus.conflicts,enum=stop,enum=source-wins"`
+	Sequences         *Duration `yaml:"sequences" json:"sequences,omitempty" jsonschema:"description=How often the follower's sequences are moved to where the owner's stand; default 10s and 0 for never"`
+	NoReplicaIdentity bool      `yaml:"no_replica_identity" json:"no_replica_identity,omitempty" jsonschema:"description=Leave tables without a key as they are and move only their inserts"`
 }
 
 // Gates are the conditions for going on.
@@ -112,7 +117,12 @@ func (p *Playbook) CopiesSchema() bool { return p.Schema.Copy == nil || *p.Schem
 func (p *Playbook) setDefaults() {
 	def(&p.Until, "promoted")
 	def(&p.Follow.Ack, "stored")
+	def(&p.Follow.OnConflict, "stop")
+	if p.Follow.Sequences == nil {
+		p.Follow.Sequences = new(Duration(10 * time.Second))
+	}
 	def(&p.Follow.DDL, "stop")
+	def(&p.Follow.OnMaxSourceWAL, "alarm")
 	def(&p.Gates.MaxLag, 1<<20)
 	def(&p.Gates.MaxLagTime, Duration(5*time.Second))
 	def(&p.Gates.ProofAge, Duration(24*time.Hour))

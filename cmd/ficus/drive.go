@@ -174,6 +174,9 @@ func (a *app) showStatus(s migrate.Status) {
 		}
 		rows = append(rows, []string{"  rollback", verdict})
 	}
+	for _, w := range s.Warnings {
+		rows = append(rows, []string{"  warning", w})
+	}
 	if s.Error != "" {
 		rows = append(rows, []string{"  error", s.Error})
 	}

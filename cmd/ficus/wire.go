@@ -109,25 +109,53 @@ func (e *engine) wireDatabases(ctx context.Context) error {
 
 func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	plan := e.job.plan
-	ack := source.AckStored
-	if e.job.playbook.Follow.Ack == "applied" {
-		ack = source.AckApplied
-	}
+	common := e.linkConfig(cfg)
 	var err error
-	e.forward, err = link.New(ctx, link.Config{
+	e.forward, err = link.New(ctx, common(link.Config{
 		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Mappings,
 		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly,
-		Store: cfg.Store, Ack: ack, Touch: true, Log: cfg.Log.With(slog.String("link", "forward")),
-	})
+		Log: cfg.Log.With(slog.String("link", "forward")),
+	}))
 	if err != nil || len(plan.Lossy) > 0 {
 		return err
 	}
-	e.reverse, err = link.New(ctx, link.Config{
+	e.reverse, err = link.New(ctx, common(link.Config{
 		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Reverse,
 		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly,
-		Store: cfg.Store, Ack: ack, Touch: true, Log: cfg.Log.With(slog.String("link", "reverse")),
-	})
+		Log: cfg.Log.With(slog.String("link", "reverse")),
+	}))
 	return err
+}
+
+// linkConfig returns what fills in what both links have in common.
+func (e *engine) linkConfig(cfg engineConfig) func(link.Config) link.Config {
+	f := e.job.playbook.Follow
+	return func(c link.Config) link.Config {
+		c.Store, c.Touch = cfg.Store, true
+		c.Failover, c.MaxSourceWAL = f.FailoverSlot, int64(f.MaxSourceWAL)
+		if f.Ack == "applied" {
+			c.Ack = source.AckApplied
+		}
+		switch f.OnMaxSourceWAL {
+		case "pause-copy":
+			c.OnMaxSourceWAL = link.WALPauseCopy
+		case "drop-slot":
+			c.OnMaxSourceWAL = link.WALDropSlot
+		}
+		c.Alarm = func(warning string) { e.migration.Alarm(warning) }
+		return c
+	}
+}
+
+// warnings are what an operator should know of both links.
+func (e *engine) warnings() []string {
+	var all []string
+	for _, l := range []*link.Link{e.forward, e.reverse} {
+		if l != nil {
+			all = append(all, l.Warnings()...)
+		}
+	}
+	return all
 }
 
 // linkName names the link that leaves a side, and everything it makes.
@@ -233,7 +261,7 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 		Forward: linkAdapter{e.forward}, Lossy: j.plan.Lossy,
 		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log}, Verifier: e.verifier,
 		Preflight: func(ctx context.Context) ([]migrate.Finding, error) { return e.preflight(ctx, cfg.Store) },
-		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes),
+		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes), Warnings: e.warnings,
 		Retryable: pg.Retryable, Events: cfg.Events, Log: cfg.Log,
 	}
 	if e.reverse != nil {

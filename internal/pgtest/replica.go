@@ -77,7 +77,7 @@ func AsStandby(settings ...string) CopyOption {
 	}
 }
 
-// WithoutSlots leaves the slots out, as pg_basebackup does.
+// WithoutSlots leaves all slots out, as pg_basebackup does.
 func WithoutSlots() CopyOption {
 	return func(_ *Cluster, data string) error {
 		slots, err := filepath.Glob(filepath.Join(data, "pg_replslot", "*"))

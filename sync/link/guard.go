@@ -11,6 +11,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -131,4 +132,26 @@ func (l *Link) guardDestination(ctx context.Context, conn *pgx.Conn) error {
 		}
 		ids.Destination, ids.Progress = now, known
 	})
+}
+
+// createSlot makes the link's slot over a replication session; conn is an ordinary one.
+func (l *Link) createSlot(ctx context.Context, conn *pgx.Conn, replication *pgconn.PgConn) (source.Snapshot, error) {
+	var major int
+	var wanted bool
+	err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int / 10000, coalesce(current_setting('synchronized_standby_slots', true), '') <> ''`).
+		Scan(&major, &wanted)
+	if err != nil {
+		return source.Snapshot{}, fmt.Errorf("ask whether standbys keep slots: %w", err)
+	}
+	if f := l.cfg.Failover; f != nil {
+		wanted = *f
+	}
+	switch {
+	case wanted && major < source.FailoverVersion:
+		return source.Snapshot{}, hint.Wrap(fmt.Errorf("a slot that survives a failover needs PostgreSQL %d, the origin is %d", source.FailoverVersion, major),
+			"leave follow.failover_slot out; after a failover the migration then starts again with a new copy")
+	case wanted:
+		return source.CreateFailoverSlot(ctx, replication, l.cfg.Name)
+	}
+	return source.CreateSlot(ctx, replication, l.cfg.Name, false)
 }

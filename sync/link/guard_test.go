@@ -318,3 +318,58 @@ func TestSlotInvalidated(t *testing.T) {
 		})
 	}
 }
+
+// TestFailoverSlot: with a slot that standbys keep, the link survives the promotion of one as the
+// servers do it by themselves. Broken on purpose: with an ordinary slot the standby never has it.
+func TestFailoverSlot(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{17, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			primary := smallCluster(t, pgtest.Version(major), pgtest.Setting("hot_standby_feedback", "on"))
+			f := newFaulty(t, primary.DB(t), pgtest.DB(t), tables, rows)
+			if f.from.Major < source.FailoverVersion {
+				t.Skipf("PostgreSQL %d is not on this machine", major)
+			}
+			f.open(t)
+			f.link.cfg.Failover = new(true)
+			_, err := f.link.Load(t.Context(), LoadConfig{})
+			must(t, err)
+			slot, err := source.SlotState(t.Context(), f.from.Conn(t), f.name())
+			if err != nil || !slot.Failover {
+				t.Fatalf("slot %+v, %v", slot, err)
+			}
+			if major == 18 && !long() { // a standby takes half a minute to trust a slot
+				return
+			}
+			f.from.Exec(t, `SELECT pg_create_physical_replication_slot('standby', true)`)
+			stop := run(t, f.link)
+			f.settle(t)
+			standby := primary.Copy(t, pgtest.WithoutSlots(), pgtest.AsStandby("primary_slot_name = 'standby'", "sync_replication_slots = on"))
+			there := standby.Find(t, f.from)
+			f.settle(t)
+			pgtest.Eventually(t, "the standby to have the slot", func() bool {
+				return there.Int(t, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND (to_jsonb(pg_replication_slots)->>'synced')::bool AND NOT temporary`, f.name()) == 1
+			})
+			stop()
+			f.from.Exec(t, `INSERT INTO public.entry VALUES (-2, 2)`) // which the link reads from the standby
+			f.replayed(t, standby)
+			primary.Kill(t)
+			standby.Promote(t)
+			f.moveTo(t, standby)
+			f.from.Exec(t, `INSERT INTO public.entry VALUES (-3, 3)`)
+			stop = run(t, f.link)
+			f.equal(t)
+			stop()
+		})
+	}
+	t.Run("too old", func(t *testing.T) {
+		t.Parallel()
+		f := newFaulty(t, pgtest.DB(t, pgtest.Version(15)), pgtest.DB(t), tables, rows)
+		f.open(t)
+		f.link.cfg.Failover = new(true)
+		if _, err := f.link.Load(t.Context(), LoadConfig{}); hint.Of(err) == "" || !strings.Contains(err.Error(), "needs PostgreSQL 17") {
+			t.Errorf("load: %v with hint %q", err, hint.Of(err))
+		}
+	})
+}

@@ -54,6 +54,9 @@ type Config struct {
 	// MaxRows and MaxBytes bound what is applied in one transaction of the destination; see
 	// [apply.Config].
 	MaxRows, MaxBytes int
+	// Failover makes the slot one that standbys of the origin keep, from PostgreSQL 17 on. Default: where
+	// the origin has synchronized_standby_slots set, since somebody wants it there.
+	Failover *bool
 	// MaxSourceWAL is how much WAL the origin may keep for the slot, in bytes. Default: no limit of ours.
 	MaxSourceWAL int64
 	// OnMaxSourceWAL says what is done when it keeps more. Default WALAlarm.

@@ -75,21 +75,21 @@ func (l *Link) begin(ctx context.Context, ahead func() error) (*pgconn.PgConn, s
 	if err != nil {
 		return nil, source.Snapshot{}, err
 	}
-	snap, err := l.createSlot(ctx, replication, from)
+	snap, err := l.awaitSlot(ctx, from, replication)
 	if err != nil {
 		return fail("create the slot", errors.Join(err, replication.Close(context.WithoutCancel(ctx))))
 	}
 	return replication, snap, nil
 }
 
-// createSlot makes the slot on a replication session, and meanwhile tells over conn whom it waits for.
-func (l *Link) createSlot(ctx context.Context, replication *pgconn.PgConn, conn *pgx.Conn) (source.Snapshot, error) {
+// awaitSlot makes the slot, and tells whom it waits for when that takes long.
+func (l *Link) awaitSlot(ctx context.Context, conn *pgx.Conn, replication *pgconn.PgConn) (source.Snapshot, error) {
 	telling, stop := context.WithCancel(ctx)
 	var teller sync.WaitGroup
-	teller.Go(func() { source.TellAwaited(telling, conn, replication.PID(), l.cfg.Log) })
+	teller.Go(func() { source.TellAwaited(telling, l.cfg.From, replication.PID(), l.cfg.Log) })
 	defer teller.Wait()
 	defer stop()
-	return source.CreateSlot(ctx, replication, l.cfg.Name, false)
+	return l.createSlot(ctx, conn, replication)
 }
 
 // lockTables takes ACCESS SHARE on tables, for as long as conn lives.

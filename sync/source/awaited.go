@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/internal/pg"
 )
 
 const (
@@ -38,33 +40,47 @@ func (a awaited) String() string {
 }
 
 // TellAwaited logs whom a slot waits for that the session with that pid is making (CreateSlot): who
-// holds it up for longer than a second, and again from time to time. It returns when ctx is done, and
-// may leave conn closed then.
-func TellAwaited(ctx context.Context, conn *pgx.Conn, pid uint32, log *slog.Logger) {
+// holds it up for longer than a second, and again from time to time. It returns when ctx is done. That
+// it cannot see or say so does not keep the slot from being made, so there is no error.
+func TellAwaited(ctx context.Context, dsn pg.DSN, pid uint32, log *slog.Logger) {
+	first := time.NewTimer(awaitedEvery)
+	defer first.Stop()
+	select {
+	case <-ctx.Done(): // as a rule
+		return
+	case <-first.C:
+	}
+	err := tellAwaited(ctx, dsn, pid, log)
+	if ctx.Err() == nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "cannot see whom the slot waits for", slog.Any("err", err))
+	}
+}
+
+func tellAwaited(ctx context.Context, dsn pg.DSN, pid uint32, log *slog.Logger) error {
+	conn, err := dsn.Connect(ctx, "waits")
+	if err != nil {
+		return err
+	}
+	defer hangUp(ctx, conn.PgConn())
 	tick := time.NewTicker(awaitedEvery)
 	defer tick.Stop()
 	var last awaited
-	var told time.Time
-	for {
+	for told := time.Now(); ; {
+		a, err := findAwaited(ctx, conn, pid)
+		if err != nil {
+			return err
+		}
+		if a != nil && (a.xid != last.xid || time.Since(told) >= awaitedAgain) {
+			last, told = *a, time.Now()
+			log.LogAttrs(ctx, slog.LevelWarn, "waiting for a transaction that began before the slot",
+				slog.String("transaction", a.String()), slog.Int("pid", a.pid), slog.String("gid", a.gid),
+				slog.String("role", a.role), slog.Duration("age", a.age))
+		}
 		select {
 		case <-ctx.Done():
-			return
+			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		a, err := findAwaited(ctx, conn, pid)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil: // the slot is made all the same
-			log.LogAttrs(ctx, slog.LevelWarn, "cannot see whom the slot waits for", slog.Any("err", err))
-			return
-		case a == nil || a.xid == last.xid && time.Since(told) < awaitedAgain:
-			continue
-		}
-		last, told = *a, time.Now()
-		log.LogAttrs(ctx, slog.LevelWarn, "waiting for a transaction that began before the slot",
-			slog.String("transaction", a.String()), slog.Int("pid", a.pid), slog.String("gid", a.gid),
-			slog.String("role", a.role), slog.Duration("age", a.age))
 	}
 }
 

@@ -41,13 +41,31 @@ type Snapshot struct {
 // error carries a hint.
 // Source: PostgreSQL manual, "Streaming Replication Protocol", CREATE_REPLICATION_SLOT.
 func CreateSlot(ctx context.Context, conn *pgconn.PgConn, name string, temporary bool) (Snapshot, error) {
+	return createSlot(ctx, name, func() (pglogrepl.CreateReplicationSlotResult, error) {
+		return pglogrepl.CreateReplicationSlot(ctx, conn, schema.QuoteIdent(name), "pgoutput", pglogrepl.CreateReplicationSlotOptions{
+			Temporary: temporary, SnapshotAction: "EXPORT_SNAPSHOT", Mode: pglogrepl.LogicalReplication,
+		})
+	})
+}
+
+// CreateFailoverSlot is CreateSlot for a slot that standbys keep, too (sync_replication_slots on them),
+// so that a link survives their promotion. Servers before FailoverVersion do not know it.
+func CreateFailoverSlot(ctx context.Context, conn *pgconn.PgConn, name string) (Snapshot, error) {
+	return createSlot(ctx, name, func() (pglogrepl.CreateReplicationSlotResult, error) {
+		return pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx,
+			"CREATE_REPLICATION_SLOT "+schema.QuoteIdent(name)+" LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER true)"))
+	})
+}
+
+// FailoverVersion is the first major version with slots that survive a failover.
+const FailoverVersion = 17
+
+func createSlot(ctx context.Context, name string, create func() (pglogrepl.CreateReplicationSlotResult, error)) (Snapshot, error) {
 	var slot pglogrepl.CreateReplicationSlotResult
 	var err error
 	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 2 * time.Second}
 	for range createTries {
-		slot, err = pglogrepl.CreateReplicationSlot(ctx, conn, schema.QuoteIdent(name), "pgoutput", pglogrepl.CreateReplicationSlotOptions{
-			Temporary: temporary, SnapshotAction: "EXPORT_SNAPSHOT", Mode: pglogrepl.LogicalReplication,
-		})
+		slot, err = create()
 		if pg.Code(err) != codeSerializationFailure {
 			break
 		}
