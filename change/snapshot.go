@@ -24,6 +24,9 @@ type Snapshot struct {
 }
 
 // ParseSnapshot reads PostgreSQL's text form, "xmin:xmax:xip,xip,...".
+//
+// The snapshot of a slot may have xmin behind xmax, when the newest transactions before it were rolled
+// back: decoding moves xmax with commits alone. All before xmin has ended there, too.
 func ParseSnapshot(s string) (Snapshot, error) {
 	fail := func() (Snapshot, error) {
 		return Snapshot{}, fmt.Errorf("parse snapshot %q: want xmin:xmax:xip such as 10:20:12,14", s)
@@ -36,9 +39,10 @@ func ParseSnapshot(s string) (Snapshot, error) {
 	var errs [2]error
 	sn.xmin, errs[0] = strconv.ParseUint(parts[0], 10, 64)
 	sn.xmax, errs[1] = strconv.ParseUint(parts[1], 10, 64)
-	if errs[0] != nil || errs[1] != nil || sn.xmin == 0 || sn.xmin > sn.xmax {
+	if errs[0] != nil || errs[1] != nil || sn.xmin == 0 || sn.xmax == 0 {
 		return fail()
 	}
+	sn.xmax = max(sn.xmin, sn.xmax)
 	if parts[2] == "" {
 		return sn, nil
 	}

@@ -22,6 +22,8 @@ func TestSnapshotSees(t *testing.T) {
 		{"10:20:12,15", 20, false},
 		{"10:20:12,15", 2, true},           // frozen
 		{"10:20:12,15", 4294967295, false}, // there is no id before the first epoch
+		{"838:837:", 837, true}, // of a slot, after 837 was rolled back
+		{"838:837:", 838, false},
 		// The epoch begins between xmin and xmax.
 		{"4294967290:4294967310:4294967295,4294967300", 4294967289, true},
 		{"4294967290:4294967310:4294967295,4294967300", 4294967294, true},
@@ -63,7 +65,7 @@ func TestSnapshotSees(t *testing.T) {
 
 func TestParseSnapshotRefuses(t *testing.T) {
 	t.Parallel()
-	for _, text := range []string{"", "1", "1:2", "a:2:", "2:1:", "0:5:", "1:5:6", "3:5:2", "1:5:3,3", "1:5:3,2", "1:5:,", "1:5::", "-1:5:", "1:5: 3"} {
+	for _, text := range []string{"", "1", "1:2", "a:2:", "2:1:1", "2:0:", "0:5:", "1:5:6", "3:5:2", "1:5:3,3", "1:5:3,2", "1:5:,", "1:5::", "-1:5:", "1:5: 3"} {
 		if s, err := ParseSnapshot(text); err == nil {
 			t.Errorf("%q is read as %s", text, s)
 		}

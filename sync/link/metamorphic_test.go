@@ -1,348 +1,165 @@
 package link
 
 import (
-	"context"
+	"cmp"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
-	"github.com/ficus-migrate/ficus/internal/faultpg"
+	"github.com/ficus-migrate/ficus/internal/pgserver"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
-	"github.com/ficus-migrate/ficus/sync/source"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/transform"
 )
 
 var (
-	histories = flag.Int("histories", 0, "how many random histories to run (default 3, or 50 with FICUS_TEST_LONG)")
-	seed      = flag.Uint64("seed", 0, "run the one history of this seed")
+	histories = flag.Int("histories", 0, "how many random histories to run (default 6, or 60 with FICUS_TEST_LONG)")
+	lanes     = flag.Int("lanes", 6, "how many of them at a time")
+	atMost    = flag.Duration("atmost", 0, "begin no history after this long (default: no bound)")
+	seed      = flag.Uint64("seed", 0, "the first one's seed (default: 1, or the time for many); with -histories 0 it runs alone")
+	calm      = flag.Bool("calm", false, "let nothing befall the link: to find out whether a failing seed needs it")
+	steps     = flag.Int("steps", 0, "how many steps the writers take (default: what the seed says)")
 )
 
-const historyTables = `
-CREATE TABLE keyed (id int PRIMARY KEY, u text UNIQUE, big text, n int); ALTER TABLE keyed ALTER big SET STORAGE EXTERNAL;
-CREATE TABLE pairs (a int, b text, v numeric, PRIMARY KEY (b, a));
-CREATE TABLE bag (a int, b text);
-CREATE TABLE heap (a int, b text); -- grows large, and so is only inserted into: a row without key is searched for
-CREATE TABLE loose (a int, b text); ALTER TABLE loose REPLICA IDENTITY FULL;
-CREATE TABLE swap (id int PRIMARY KEY DEFERRABLE, v int);
-CREATE TABLE ident (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int, w int GENERATED ALWAYS AS (v + 1) STORED);
-CREATE TABLE part (id int, at int, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
-CREATE TABLE part_a PARTITION OF part FOR VALUES FROM (0) TO (5);
-CREATE TABLE part_b PARTITION OF part DEFAULT;
-CREATE TABLE parent (id int PRIMARY KEY);
-CREATE TABLE child (id int PRIMARY KEY, p int REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE);
-CREATE TABLE many_1 (id int PRIMARY KEY, v text); CREATE TABLE many_2 (id int PRIMARY KEY, v text);
-CREATE TABLE many_3 (id int PRIMARY KEY, v text); CREATE TABLE many_4 (id int PRIMARY KEY, v text);`
+// A campaign is many histories, several at a time, and what they amount to.
+type campaign struct {
+	majors  []int
+	grounds map[int]*ground // by major version
+	began   time.Time
 
-const historyRows = `
-INSERT INTO keyed SELECT i, 'u' || i, repeat(md5(i::text), 100), i FROM generate_series(1, 30) i;
-INSERT INTO pairs SELECT i % 5, 'b' || i, i FROM generate_series(1, 30) i;
-INSERT INTO bag SELECT i % 3, 'x' FROM generate_series(1, 300) i;
-INSERT INTO loose SELECT i % 3, NULLIF('y' || i % 4, 'y0') FROM generate_series(1, 100) i;
-INSERT INTO swap SELECT i, i FROM generate_series(1, 30) i;
-INSERT INTO ident (v) SELECT i FROM generate_series(1, 10) i;
-INSERT INTO part SELECT i, i % 10, 'p' FROM generate_series(1, 500) i;
-INSERT INTO parent SELECT generate_series(1, 20); INSERT INTO child SELECT i, 1 + i % 20 FROM generate_series(1, 40) i;
-INSERT INTO many_1 SELECT i, 'm' FROM generate_series(1, 3000) i;`
-
-// A history is what one seed makes happen: sessions that write, and what befalls the link.
-type history struct {
-	*faulty
-	r        *rand.Rand
-	sessions []*session
-	// truncate lets tables be truncated: not before the copy is done. A copy that comes after a
-	// TRUNCATE that its snapshot does not see finds nothing (PostgreSQL manual, "Caveats" of MVCC),
-	// and a slot made while one is open cannot always be decoded ("could not map filenode").
-	truncate bool
-	commits  int
-	log      []string // of what befell
+	mu struct {
+		sync.Mutex
+		next      uint64
+		last      uint64
+		histories int
+		commits   int
+		rows      int64
+		befell    map[string]int
+	}
 }
 
-// A session writes; depth is how many savepoints its transaction has, -1 without one.
-type session struct {
-	conn  *pgx.Conn
-	depth int
+// A ground is what the histories on one server begin with.
+type ground struct {
+	full, empty *pgtest.Database // templates for sources and targets
+	mappings    []transform.Mapping
+	whole       []schema.Name // tables that need REPLICA IDENTITY FULL
 }
 
-// TestMetamorphic lets random histories run on a source while a link copies it, follows it, is ended
-// and made again, over a network that breaks. In the end both databases hold the same rows, whatever
-// the settings were. A seed makes the same choices again, but not the same timing.
+// TestMetamorphic lets random histories run on a source while a link copies it, follows it, is ended,
+// crashes and is made again, over a network that breaks. In the end both databases hold the same rows,
+// whatever the settings were. A seed makes the same choices again, but not the same timing.
+//
+// Which deliberate mistakes it notices is written in docs/invariants.md.
 func TestMetamorphic(t *testing.T) {
 	t.Parallel()
-	n, first := *histories, uint64(1)
+	n, first := *histories, cmp.Or(*seed, 1)
 	switch {
-	case *seed != 0:
-		n, first = 1, *seed
+	case n == 0 && *seed != 0:
+		n = 1
 	case n == 0 && long():
-		n = 50
+		n = 60
 	case n == 0:
-		n = 3
+		n = 6
 	}
-	if n > 3 {
-		first = max(first, uint64(time.Now().Unix()))
-		if *seed != 0 {
-			first = *seed
-		}
+	if n > 6 && *seed == 0 {
+		first = uint64(time.Now().UnixMilli())
 	}
-	for s := first; s < first+uint64(n); s++ {
-		t.Run(fmt.Sprint("seed ", s), func(t *testing.T) {
-			t.Parallel()
-			metamorphic(t, s)
+	c := &campaign{majors: majors(t), grounds: map[int]*ground{}}
+	for _, major := range c.majors {
+		c.grounds[major] = newGround(t, major)
+	}
+	c.mu.next, c.mu.last, c.mu.befell = first, first+uint64(n), map[string]int{}
+	c.began = time.Now()
+	var running sync.WaitGroup
+	for range min(*lanes, n) {
+		running.Go(func() {
+			for {
+				seed, ok := c.draw()
+				if !ok {
+					return
+				}
+				t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { c.run(t, seed) })
+			}
 		})
 	}
+	running.Wait()
+	fmt.Println(c.summary())
 }
 
-func metamorphic(t *testing.T, seed uint64) {
+// majors returns the versions that take part: the default one and the newest, or all there are where
+// there is time.
+func majors(t *testing.T) []int {
 	t.Helper()
-	r := rand.New(rand.NewPCG(seed, 0))
-	h := &history{r: r, faulty: newFaulty(t, pgtest.DB(t), pgtest.DB(t), historyTables, historyRows)}
-	if r.IntN(2) == 0 {
-		h.ack = source.AckApplied
+	installs, err := pgserver.Find()
+	must(t, err)
+	list := make([]int, 0, len(installs))
+	for _, in := range installs {
+		list = append(list, in.Major)
 	}
-	load := LoadConfig{Workers: 1 + r.IntN(3), ChunkBytes: []int64{8 << 10, 64 << 10, 0}[r.IntN(3)]}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("again: go test ./sync/link -run TestMetamorphic -seed %d\nack %s, load %+v, %s",
-				seed, h.ack, load, strings.Join(h.log, ", "))
-		}
-	})
-	for range 2 + r.IntN(3) {
-		conn, err := h.from.DSN.Connect(t.Context(), "test", func(c *pgx.ConnConfig) {
-			c.RuntimeParams["search_path"] = "public"
-			c.RuntimeParams["lock_timeout"] = "50ms" // sessions of one goroutine must not wait for each other
-		})
-		must(t, err)
-		defer conn.Close(context.WithoutCancel(t.Context()))
-		h.sessions = append(h.sessions, &session{conn, -1})
+	slices.Sort(list)
+	list = slices.Compact(list)
+	if list[0] < 13 {
+		t.Fatalf("versions %v", list)
 	}
-	h.steps(t, 50) // the slot may begin in the middle of these transactions
-
-	h.open(t)
-	loaded := make(chan error, 1)
-	go func() {
-		_, err := h.link.Load(t.Context(), load)
-		loaded <- err
-	}()
-	for done := false; !done; {
-		h.steps(t, 1)
-		select {
-		case err := <-loaded:
-			must(t, err)
-			done = true
-		default:
-		}
+	if !long() && *histories == 0 && len(list) > 2 {
+		return []int{list[0], list[len(list)-1]}
 	}
-	h.truncate = true
-	stop := run(t, h.link)
-	for range 30 {
-		h.steps(t, 20)
-		stop = h.befall(t, stop)
-	}
-	for _, s := range h.sessions {
-		h.exec(t, s, "COMMIT", -1)
-	}
-	h.source.Flow()
-	h.target.Flow()
-	h.equal(t)
-	stop()
-	if h.commits < 20 {
-		t.Errorf("%d commits are no history", h.commits)
-	}
+	return list
 }
 
-// befall lets something happen to the link, or nothing.
-func (h *history) befall(t *testing.T, stop func()) func() {
+// draw returns the next seed, until there are enough or time is up.
+func (c *campaign) draw() (seed uint64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mu.next == c.mu.last || *atMost > 0 && time.Since(c.began) > *atMost {
+		return 0, false
+	}
+	c.mu.next++
+	return c.mu.next - 1, true
+}
+
+func newGround(t *testing.T, major int) *ground {
 	t.Helper()
-	proxy, name := h.source, "source"
-	if h.r.IntN(2) == 0 {
-		proxy, name = h.target, "target"
-	}
-	what := h.r.IntN(12)
-	switch what {
-	case 0:
-		name += " cut"
-		proxy.Cut()
-	case 1:
-		name += " reset"
-		proxy.ResetAfter(faultpg.ToClient, h.r.Int64N(20_000))
-	case 2:
-		name += " reset (sending)"
-		proxy.ResetAfter(faultpg.ToServer, h.r.Int64N(20_000))
-	case 3:
-		name = "restart"
-		stop()
-		h.close(t)
-		h.open(t)
-		stop = run(t, h.link)
-	case 4:
-		name += " stalls"
-		proxy.Stall(faultpg.Direction(h.r.IntN(2)))
-	case 5:
-		name = "flow"
-		h.source.Flow()
-		h.target.Flow()
-	case 6:
-		if h.ack != source.AckApplied || h.r.IntN(3) > 0 {
-			return stop
-		}
-		name = "directory lost"
-		h.source.Flow()
-		h.target.Flow()
-		pgtest.Eventually(t, "progress to go on from", func() bool { return h.link.Applied() > 0 })
-		stop()
-		h.close(t)
-		h.dir = t.TempDir()
-		h.open(t)
-		must(t, h.link.Adopt(t.Context(), 0))
-		stop = run(t, h.link)
-	default:
-		return stop
-	}
-	h.log = append(h.log, name)
-	return stop
+	g := &ground{full: pgtest.DB(t, pgtest.Version(major)), empty: pgtest.DB(t, pgtest.Version(major))}
+	g.full.Exec(t, historyTables())
+	g.empty.Exec(t, historyTables())
+	g.full.Exec(t, historyRows)
+	var err error
+	g.mappings, g.whole, err = describe(t.Context(), g.full)
+	must(t, err)
+	return g
 }
 
-// steps lets sessions do n things.
-func (h *history) steps(t *testing.T, n int) {
+func (c *campaign) run(t *testing.T, seed uint64) {
 	t.Helper()
-	for range n {
-		s := h.sessions[h.r.IntN(len(h.sessions))]
-		if s.depth < 0 {
-			h.exec(t, s, "BEGIN", 0)
-		}
-		switch c := h.r.IntN(20); {
-		case c < 4:
-			h.exec(t, s, "COMMIT", -1)
-		case c == 4:
-			h.exec(t, s, "ROLLBACK", -1)
-		case c < 7:
-			h.exec(t, s, fmt.Sprintf("SAVEPOINT s%d", s.depth+1), s.depth+1)
-		case c == 7 && s.depth > 0:
-			to := 1 + h.r.IntN(s.depth)
-			h.exec(t, s, fmt.Sprintf("ROLLBACK TO s%d", to), to)
-		default:
-			h.exec(t, s, h.statement(), s.depth)
-		}
+	// Two sources of choices: what befalls the link may be left out without changing what is written.
+	s := newSettings(rand.New(rand.NewPCG(seed, 1)), c.majors)
+	h := c.newHistory(t, seed, s)
+	h.live(t)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.histories++
+	c.mu.commits += h.commits
+	c.mu.rows += h.rows
+	for _, what := range h.log {
+		c.mu.befell[what]++
 	}
 }
 
-// exec runs one statement. What the database refuses (a lock, a duplicate) takes the transaction
-// back to its last savepoint, or altogether.
-func (h *history) exec(t *testing.T, s *session, sql string, depth int) {
-	t.Helper()
-	_, err := s.conn.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol)
-	if err == nil {
-		if sql == "COMMIT" && s.depth >= 0 {
-			h.commits++
-		}
-		s.depth = depth
-		return
+func (c *campaign) summary() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var kinds []string
+	for _, what := range slices.Sorted(maps.Keys(c.mu.befell)) {
+		kinds = append(kinds, fmt.Sprintf("%s %d", what, c.mu.befell[what]))
 	}
-	if s.conn.IsClosed() {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	back, depth := "ROLLBACK", -1
-	if s.depth > 0 && sql != "COMMIT" && !strings.HasPrefix(sql, "ROLLBACK") {
-		back, depth = fmt.Sprintf("ROLLBACK TO s%d", s.depth), s.depth
-	}
-	if _, err := s.conn.Exec(t.Context(), back); err != nil {
-		t.Fatalf("%s after %s: %v", back, sql, err)
-	}
-	s.depth = depth
-}
-
-// statement returns one statement. Keys come from small ranges, so that the same rows and unique
-// values are hit again and again.
-func (h *history) statement() string {
-	r := h.r
-	n := func(most int) int { return 1 + r.IntN(most) }
-	value := func() string {
-		return []string{"NULL", "''", "'v'", fmt.Sprintf("repeat(md5('%d'), 200)", n(99)), fmt.Sprintf("'%d'", n(9))}[r.IntN(5)]
-	}
-	all := []func() string{
-		func() string {
-			return fmt.Sprintf("INSERT INTO keyed VALUES (%d, 'u%d', %s, %d) ON CONFLICT DO NOTHING", n(60), n(60), value(), n(9))
-		},
-		func() string {
-			return fmt.Sprintf("UPDATE keyed SET n = n + 1 WHERE id BETWEEN %d AND %d", n(60), n(60))
-		},
-		func() string { return fmt.Sprintf("UPDATE keyed SET big = %s WHERE id = %d", value(), n(60)) },
-		func() string { return fmt.Sprintf("UPDATE keyed SET id = id + %d WHERE id = %d", n(60), n(60)) },
-		func() string { // a unique value moves to another row
-			k := n(60)
-			return fmt.Sprintf("UPDATE keyed SET u = NULL WHERE id = %d; UPDATE keyed SET u = 'moved' WHERE id = %d AND NOT EXISTS (SELECT FROM keyed WHERE u = 'moved'); UPDATE keyed SET u = 'u%d' WHERE id = %d", k, k, n(60), n(60))
-		},
-		func() string { // delete and insert again under the same key
-			k := n(60)
-			return fmt.Sprintf("DELETE FROM keyed WHERE id = %d; INSERT INTO keyed VALUES (%d, 'again%d', %s, 1)", k, k, k, value())
-		},
-		func() string { // two keys change places
-			a, b := n(60), n(60)
-			return fmt.Sprintf("UPDATE keyed SET id = -1 WHERE id = %d; UPDATE keyed SET id = %d WHERE id = %d; UPDATE keyed SET id = %d WHERE id = -1", a, a, b, b)
-		},
-		func() string { return fmt.Sprintf("DELETE FROM keyed WHERE id = %d", n(60)) },
-		func() string {
-			return fmt.Sprintf("INSERT INTO pairs VALUES (%d, 'b%d', %d) ON CONFLICT (a, b) DO UPDATE SET v = pairs.v + 0.5", n(5), n(30), n(9))
-		},
-		func() string { return fmt.Sprintf("UPDATE pairs SET a = a + 10 WHERE b = 'b%d' AND a < 50", n(30)) },
-		func() string {
-			return fmt.Sprintf("INSERT INTO bag SELECT %d, %s FROM generate_series(1, %d)", n(3), value(), n(4))
-		},
-		func() string {
-			return fmt.Sprintf("DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a = %d LIMIT %d)", n(3), n(3))
-		},
-		func() string {
-			return fmt.Sprintf("UPDATE bag SET b = %s WHERE ctid = (SELECT max(ctid) FROM bag)", value())
-		},
-		func() string { return fmt.Sprintf("INSERT INTO loose VALUES (%d, %s)", n(3), value()) },
-		func() string {
-			return fmt.Sprintf("UPDATE loose SET b = %s WHERE ctid = (SELECT min(ctid) FROM loose WHERE a = %d)", value(), n(3))
-		},
-		func() string {
-			return fmt.Sprintf("DELETE FROM loose WHERE ctid = (SELECT min(ctid) FROM loose WHERE a = %d)", n(3))
-		},
-		func() string { return "UPDATE swap SET id = 31 - id" },
-		func() string {
-			a := n(29)
-			return fmt.Sprintf("UPDATE swap SET id = %d - id, v = v + 1 WHERE id IN (%d, %d)", 2*a+1, a, a+1)
-		},
-		func() string { return fmt.Sprintf("INSERT INTO ident (v) SELECT generate_series(1, %d)", n(5)) },
-		func() string { return fmt.Sprintf("UPDATE ident SET v = v * 2 %% 1000 WHERE id %% 7 = %d", n(7)) },
-		func() string {
-			return fmt.Sprintf("INSERT INTO part VALUES (%d, %d, %s) ON CONFLICT DO NOTHING", 500+n(99), n(9), value())
-		},
-		func() string { return fmt.Sprintf("UPDATE part SET at = (at + 3) %% 10 WHERE id = %d", n(500)) }, // to another partition
-		func() string { return fmt.Sprintf("DELETE FROM part WHERE id BETWEEN %d AND %d", n(500), n(500)) },
-		func() string { return fmt.Sprintf("UPDATE parent SET id = id + 100 WHERE id = %d", n(20)) },
-		func() string {
-			return fmt.Sprintf("DELETE FROM parent WHERE id IN (%d, %d); INSERT INTO parent VALUES (%d) ON CONFLICT DO NOTHING", n(20), 100+n(20), n(20))
-		},
-		func() string {
-			return fmt.Sprintf("INSERT INTO child VALUES (%d, (SELECT min(id) FROM parent))", 40+n(200))
-		},
-		func() string {
-			return fmt.Sprintf("INSERT INTO many_%d SELECT max(id) + 1, %s FROM many_1", 2+n(2), value())
-		},
-		func() string {
-			return fmt.Sprintf("INSERT INTO many_%d VALUES (%d, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v", n(4), n(5000), value())
-		},
-		func() string { // larger than a batch and than what is held in memory of one transaction
-			if r.IntN(10) > 0 {
-				return "SELECT"
-			}
-			return "INSERT INTO heap SELECT 9, repeat('large', 20) FROM generate_series(1, 15000)"
-		},
-		func() string {
-			if !h.truncate || r.IntN(4) > 0 {
-				return "SELECT"
-			}
-			return []string{
-				"TRUNCATE loose, keyed", "TRUNCATE part", "TRUNCATE ident RESTART IDENTITY", "TRUNCATE parent CASCADE", "TRUNCATE many_1, many_2, bag",
-			}[r.IntN(5)]
-		},
-	}
-	return all[r.IntN(len(all))]()
+	took := time.Since(c.began)
+	return fmt.Sprintf("metamorphic: %d histories in %s (%.0f a minute), versions %v, %d commits, %d rows at the end; %s",
+		c.mu.histories, took.Round(time.Second), float64(c.mu.histories)/took.Minutes(), c.majors, c.mu.commits, c.mu.rows, strings.Join(kinds, ", "))
 }

@@ -1,0 +1,303 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/faultpg"
+	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/sync/apply"
+	"github.com/ficus-migrate/ficus/sync/source"
+	"github.com/ficus-migrate/ficus/verify"
+)
+
+// settings are what a seed chooses besides what is written.
+type settings struct {
+	From, To          int // major versions
+	Ack               source.AckPolicy
+	Streaming         source.Streaming
+	MaxRows, MaxBytes int
+	Load              LoadConfig
+	Small             bool // logical_decoding_work_mem: transactions are streamed, or spilled by the server, early
+	Sessions, Steps   int
+	r                 *rand.Rand // chooses what befalls
+}
+
+func newSettings(r *rand.Rand, majors []int) settings {
+	pick := func(n ...int) int { return n[r.IntN(len(n))] }
+	s := settings{
+		From: majors[r.IntN(len(majors))], To: majors[r.IntN(len(majors))],
+		Ack: source.AckPolicy(r.IntN(2)), Streaming: source.Streaming(r.IntN(2)),
+		MaxRows: pick(1, 7, 30, 200, 0), MaxBytes: pick(2000, 50_000, 0, 0),
+		Load:  LoadConfig{Workers: 1 + r.IntN(3), ChunkBytes: int64(pick(8<<10, 64<<10, 0))},
+		Small: r.IntN(2) == 0, Sessions: 2 + r.IntN(3), Steps: pick(20, 60, 60, 150, 150, 400), r: r,
+	}
+	if *steps > 0 {
+		s.Steps = *steps
+	}
+	return s
+}
+
+// A history is what one seed makes happen: sessions that write, and what befalls the link.
+type history struct {
+	settings
+	*ground
+
+	from, to       *pgtest.Database
+	source, target *faultpg.Proxy
+	disk           *vfs.MemFS // loses what was not synced when it crashes
+	store          *eventstore.Store
+	link           *Link
+	stop           func() // the running link; nil when there is none
+
+	w        *rand.Rand // chooses what is written
+	sessions []*session
+	// truncate lets tables be truncated: not before the copy is done. A copy that comes after a
+	// TRUNCATE that its snapshot does not see finds nothing (PostgreSQL manual, "Caveats" of MVCC),
+	// and a slot made while one is open cannot always be decoded ("could not map filenode").
+	truncate bool
+	prepared int // transactions of this history that wait prepared, and how many there were
+	commits  int
+	rows     int64
+	log      []string // of what befell
+}
+
+func (c *campaign) newHistory(t *testing.T, seed uint64, s settings) *history {
+	t.Helper()
+	h := &history{settings: s, w: rand.New(rand.NewPCG(seed, 0)), disk: vfs.NewCrashableMem(), ground: c.grounds[s.From]}
+	h.from = pgtest.DB(t, pgtest.Version(s.From), pgtest.Template(h.full))
+	h.to = pgtest.DB(t, pgtest.Version(s.To), pgtest.Template(c.grounds[s.To].empty))
+	h.source, h.target = faultpg.New(t, h.from.DSN), faultpg.New(t, h.to.DSN)
+	if s.Small {
+		h.from.Exec(t, `DO $$BEGIN EXECUTE format('ALTER DATABASE %I SET logical_decoding_work_mem = ''64kB''', current_database()); END$$`)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("again: go test ./sync/link -run TestMetamorphic -seed %d\n%+v\n%s", seed, s, strings.Join(h.log, ", "))
+		}
+		h.end(t)
+	})
+	return h
+}
+
+// live is the whole history.
+func (h *history) live(t *testing.T) {
+	t.Helper()
+	h.connect(t)
+	h.steps(t, h.Steps/6) // the slot may begin in the middle of these transactions
+	h.open(t)
+	h.copy(t, func(ctx context.Context) error {
+		_, err := h.link.Load(ctx, h.Load)
+		return err
+	}, h.Steps/3)
+	h.truncate = true
+	h.follow(t)
+	for done := 0; done < h.Steps; done += 15 {
+		h.steps(t, 15)
+		if !*calm {
+			h.befall(t)
+		}
+	}
+	h.rest(t)
+	h.equal(t)
+	if h.r.IntN(20) == 0 {
+		h.proven(t)
+	}
+	h.stop()
+	h.closed(t)
+}
+
+// connect opens the sessions that write.
+func (h *history) connect(t *testing.T) {
+	t.Helper()
+	for range h.Sessions {
+		conn, err := h.from.DSN.Connect(t.Context(), "test", func(c *pgx.ConnConfig) {
+			c.RuntimeParams["search_path"] = "public"
+			c.RuntimeParams["lock_timeout"] = "10ms" // sessions of one goroutine must not wait for each other
+		})
+		must(t, err)
+		t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+		h.sessions = append(h.sessions, &session{conn, -1})
+	}
+}
+
+// copy runs one of the link's copies while the writers take n steps, which it may outlast. It is cut
+// short by crashes sometimes, and begun again.
+func (h *history) copy(t *testing.T, copying func(context.Context) error, n int) {
+	t.Helper()
+	for {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- copying(ctx) }()
+		crash := !*calm && h.r.IntN(3) == 0
+		before := n
+		if crash {
+			before = h.r.IntN(n + 1)
+		}
+		h.steps(t, before)
+		n -= before
+		if crash {
+			h.crash(t, "crash while copying", func() {
+				cancel(errCrash)
+				<-done
+			})
+			continue
+		}
+		// A slot waits for every open transaction to end.
+		h.commit(t)
+		err := <-done
+		cancel(nil)
+		if err != nil {
+			t.Fatalf("copy: %v", err)
+		}
+		return
+	}
+}
+
+// follow runs the link until h.stop, which reports how it ended.
+func (h *history) follow(t *testing.T) {
+	t.Helper()
+	stop := run(t, h.link)
+	h.stop = func() {
+		stop()
+		h.stop = nil
+	}
+}
+
+// open makes the link of this process, prepared or not, on what is on disk.
+func (h *history) open(t *testing.T) {
+	t.Helper()
+	var err error
+	h.store, err = eventstore.Open(eventstore.Config{Dir: "/data", FS: h.disk})
+	must(t, err)
+	h.link, err = New(context.WithoutCancel(t.Context()), Config{
+		Name: "ficus_" + h.to.Name, From: h.source.DSN(h.from.Name), To: h.target.DSN(h.to.Name), Mappings: h.mappings, Full: h.whole,
+		Store: h.store, Ack: h.Ack, Streaming: h.Streaming, MaxRows: h.MaxRows, MaxBytes: h.MaxBytes, Touch: true,
+	})
+	must(t, err)
+}
+
+func (h *history) close(t *testing.T) {
+	t.Helper()
+	if h.link == nil {
+		return
+	}
+	h.link.Close()
+	must(t, h.store.Close())
+	h.link = nil
+}
+
+// end removes what the link left, whatever came of the history.
+func (h *history) end(t *testing.T) {
+	t.Helper()
+	for _, s := range h.sessions { // a slot cannot be dropped while a transaction builds another one
+		_ = s.conn.Close(context.WithoutCancel(t.Context()))
+	}
+	h.flow()
+	if h.stop != nil {
+		h.stop()
+	}
+	h.close(t)
+	h.open(t)
+	must(t, h.link.Drop(context.WithoutCancel(t.Context())))
+	h.close(t)
+}
+
+func (h *history) flow() {
+	for _, p := range []*faultpg.Proxy{h.source, h.target} {
+		p.Flow()
+		p.Refuse(false)
+	}
+}
+
+// rest ends every transaction and waits until the target has everything.
+func (h *history) rest(t *testing.T) {
+	t.Helper()
+	h.commit(t)
+	h.flow()
+	h.from.Exec(t, `INSERT INTO public.marker SELECT count(*) + 1 FROM public.marker`)
+	want := h.from.Int(t, `SELECT count(*) FROM public.marker`)
+	h.await(t, "the target to catch up", func() bool { return h.to.Int(t, `SELECT count(*) FROM public.marker`) == want })
+}
+
+// await waits longer than pgtest.Eventually: connections that broke again and again are tried anew
+// after up to half a minute.
+func (h *history) await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !cond(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within two minutes: %s", what)
+		}
+		must(t, backoff.Sleep(t.Context(), 10*time.Millisecond))
+	}
+}
+
+// equal compares every table, row by row in an order that needs no key, and the progress. It asks
+// nothing of Ficus.
+func (h *history) equal(t *testing.T) {
+	t.Helper()
+	tables := h.from.Strings(t, `SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+		ORDER BY relname COLLATE "C"`)
+	var digests []string
+	for _, table := range tables {
+		digests = append(digests, fmt.Sprintf(`SELECT '%[1]s' COLLATE "C", count(*), md5(string_agg(r::text, E'\n' ORDER BY r::text COLLATE "C")) FROM public.%[1]s r`, table))
+	}
+	digest := strings.Join(digests, " UNION ALL ") + ` ORDER BY 1`
+	source, target := h.from.Strings(t, digest), h.to.Strings(t, digest)
+	for i, table := range tables {
+		if source[i] == target[i] {
+			continue
+		}
+		sql := `SELECT left(r::text, 100), count(*) FROM public.` + table + ` r GROUP BY r::text ORDER BY r::text COLLATE "C"`
+		t.Errorf("%s (-source +target):\n%s", table, gocmp.Diff(h.from.Strings(t, sql), h.to.Strings(t, sql)))
+	}
+	var now change.LSN
+	must(t, now.UnmarshalText([]byte(h.from.Strings(t, `SELECT pg_current_wal_insert_lsn()`)[0])))
+	at, ok, err := apply.Progress(t.Context(), h.to.Conn(t), h.link.cfg.Name)
+	if err != nil || !ok || at == 0 || at > now {
+		t.Errorf("progress %s (%t, %v), the source stands at %s", at, ok, err, now)
+	}
+	h.rows = h.to.Int(t, `SELECT sum(n) FROM (`+strings.ReplaceAll(strings.Join(counts(tables), " UNION ALL "), "\n", " ")+`) x`)
+}
+
+func counts(tables []string) (list []string) {
+	for _, table := range tables {
+		list = append(list, "SELECT count(*) n FROM public."+table)
+	}
+	return list
+}
+
+// proven compares once more, by the verification of Ficus itself.
+func (h *history) proven(t *testing.T) {
+	t.Helper()
+	report, err := verify.Run(t.Context(), verify.Config{Source: h.from.DSN, Target: h.to.DSN, Mappings: h.mappings, Workers: 1})
+	must(t, err)
+	if report.Differences != 0 {
+		t.Errorf("verify finds %d differences where the text of all rows is equal", report.Differences)
+	}
+}
+
+// closed closes the link and looks at what it left on disk: no transaction that has not ended.
+func (h *history) closed(t *testing.T) {
+	t.Helper()
+	name := h.link.cfg.Name
+	h.close(t)
+	if n, err := openSpills(h.disk, name); err != nil || n != 0 {
+		t.Errorf("%d transactions without an end are left in the event store, %v", n, err)
+	}
+}
+
+// errCrash is the cause with which a copy is cut short.
+var errCrash = errors.New("crash")
