@@ -144,6 +144,10 @@ func workGauges() []gauge {
 			name: "applied_rows_total", help: "Row changes applied since the present link was made.", kind: prometheus.CounterValue,
 			of: ofLag(func(l *migrate.Lag) float64 { return float64(l.Rows) }),
 		},
+		{
+			name: "decided_rows_total", help: "Rows of the follower that follow.on_conflict overruled (table ficus.conflicts).", kind: prometheus.CounterValue,
+			of: ofLag(func(l *migrate.Lag) float64 { return float64(l.Decided) }),
+		},
 		{name: "proof_differences", help: "Differing rows of the newest proof; kind is exact, or fence for that of the last promotion.", labels: []string{"kind"}, of: ofProofs(func(p *migrate.Proof) float64 { return float64(p.Differences) })},
 		{name: "proof_age_seconds", help: "Age of the newest proof.", labels: []string{"kind"}, of: ofProofs(func(p *migrate.Proof) float64 { return time.Since(p.Time).Seconds() })},
 		{name: "promotions", help: "Changes of owner so far, rollbacks included.", of: func(s *migrate.Status, put put) { put(float64(len(s.Promotions))) }},

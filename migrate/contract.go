@@ -99,6 +99,8 @@ type Lag struct {
 	Rows    int64         `json:"rows"`    // row changes applied since the link was made
 	// Outstanding WAL kept on the origin by the slot, in bytes.
 	Retained int64 `json:"retained_bytes"`
+	// Decided counts the rows that the link decided in the origin's favour (follow.on_conflict).
+	Decided int64 `json:"decided"`
 }
 
 // A Link keeps one side in step with the other. sync/link implements it.

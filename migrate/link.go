@@ -138,17 +138,24 @@ func (m *Migration) sample(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, max(5*time.Second, m.cfg.Settings.Sample))
 	defer cancel()
 	lag, err := link.Lag(ctx)
+	overruled := int64(0)
 	m.update(func(l *live) {
 		switch {
 		case l.link != link: // another one runs by now
 		case err != nil:
 			l.samples = nil
 		default:
+			if l.lag != nil {
+				overruled = lag.Decided - l.lag.Decided
+			}
 			l.lag = &lag
 			l.samples = append(l.samples, lag)
 			l.samples = l.samples[max(0, len(l.samples)-m.cfg.Settings.LagSamples):]
 		}
 	})
+	if overruled > 0 {
+		m.note(Event{Type: eventLink, Message: fmt.Sprintf("%d rows of the follower were overruled by the owner's: see ficus.conflicts there", overruled)}, fact{})
+	}
 	if err == nil {
 		m.tell(Event{Type: eventProgress, Message: "lag", Data: map[string]any{"lag": lag}})
 	}

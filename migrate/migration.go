@@ -67,6 +67,7 @@ func (m *Migration) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var monitor sync.WaitGroup
 	monitor.Go(func() { m.monitor(ctx) })
+	monitor.Go(func() { m.keepSequences(ctx) })
 
 	err := m.drive(ctx)
 	m.stopLink()

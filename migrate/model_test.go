@@ -171,7 +171,7 @@ func (h *history) newEngine(t *testing.T, kill context.CancelCauseFunc) *Migrati
 	w.mu.Unlock()
 	set := Settings{
 		AutoApprove: w.rng.IntN(3) > 0, LagBytes: 50, LagSamples: 1 + w.rng.IntN(3), Headroom: int64(1 + w.rng.IntN(5)),
-		Attempts: 1 + w.rng.IntN(3), Sample: 700 * time.Millisecond, ReadSteps: []int{10, 100}, ReadWatch: 300 * time.Millisecond,
+		Attempts: 1 + w.rng.IntN(3), Sample: 700 * time.Millisecond, Sequences: 2 * time.Second, ReadSteps: []int{10, 100}, ReadWatch: 300 * time.Millisecond,
 		ProofAge: time.Duration(1+w.rng.IntN(100)) * time.Second,
 	}
 	m, err := New(Config{

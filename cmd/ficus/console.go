@@ -197,6 +197,9 @@ func summary(s migrate.Status) string {
 	}
 	if s.Lag != nil {
 		parts = append(parts, fmt.Sprintf("lag %s, %s", units.Bytes(s.Lag.Bytes), units.Duration(s.Lag.Time)), units.Count(s.Lag.Rows)+" changes applied")
+		if s.Lag.Decided > 0 {
+			parts = append(parts, units.Count(s.Lag.Decided)+" rows overruled, see ficus.conflicts")
+		}
 	}
 	if s.Owner != "" {
 		parts = append(parts, "owner "+string(s.Owner))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/sync/link"
+	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/source"
 )
 
@@ -113,7 +115,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	var err error
 	e.forward, err = link.New(ctx, common(link.Config{
 		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Mappings,
-		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly,
+		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly, OnConflict: e.job.onConflict(),
 		Log: cfg.Log.With(slog.String("link", "forward")),
 	}))
 	if err != nil || len(plan.Lossy) > 0 {
@@ -121,7 +123,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	}
 	e.reverse, err = link.New(ctx, common(link.Config{
 		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Reverse,
-		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly,
+		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly, OnConflict: e.job.onConflict(),
 		Log: cfg.Log.With(slog.String("link", "reverse")),
 	}))
 	return err
@@ -161,6 +163,14 @@ func (e *engine) warnings() []string {
 // linkName names the link that leaves a side, and everything it makes.
 func (j *job) linkName(from migrate.Side) string {
 	direction := "forward"
+// onConflict is the playbook's choice in the link's terms.
+func (j *job) onConflict() apply.OnConflict {
+	if j.playbook.Follow.OnConflict == apply.SourceWins.String() {
+		return apply.SourceWins
+	}
+	return apply.Stop
+}
+
 	if from == migrate.Target {
 		direction = "reverse"
 	}
@@ -308,6 +318,7 @@ func (j *job) settings(yes bool) migrate.Settings {
 	return s
 }
 
+		Sequences:   cmp.Or(time.Duration(*p.Follow.Sequences), -1),
 // Run drives the migration, with the gateway beside it, until it is over or ctx is done. A failure
 // ends it only while nobody depends on it: the front door of a database that is in use stays open,
 // and the migration waits for "resume". failed is told of such a failure.

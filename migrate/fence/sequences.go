@@ -41,7 +41,9 @@ func (d *Database) Sequences(ctx context.Context) ([]migrate.Sequence, error) {
 }
 
 // SetSequences implements [migrate.Database]. Sequences that this side does not have are left out:
-// a rule may have replaced their table. It makes one statement whatever their number.
+// a rule may have replaced their table. It sets them in one statement whatever their number, which
+// looks again where they stand: it may have been on its way for long, and the side given out values
+// meanwhile.
 func (d *Database) SetSequences(ctx context.Context, seqs []migrate.Sequence, headroom int64) error {
 	have, err := d.readSequences(ctx)
 	if err != nil {
@@ -53,6 +55,7 @@ func (d *Database) SetSequences(ctx context.Context, seqs []migrate.Sequence, he
 	}
 	var names []string
 	var values []int64
+	var now strings.Builder
 	for _, want := range seqs {
 		s, ok := byName[want.Name]
 		if !ok {
@@ -61,12 +64,17 @@ func (d *Database) SetSequences(ctx context.Context, seqs []migrate.Sequence, he
 		next := clampedAdd(want.Next, s.increment, headroom, s.min, s.max)
 		if s.increment > 0 && next > s.next || s.increment < 0 && next < s.next {
 			names, values = append(names, s.relation), append(values, next)
+			fmt.Fprintf(&now, " UNION ALL SELECT %s, last_value + CASE WHEN is_called THEN %d::numeric ELSE 0 END FROM %s",
+				schema.QuoteLiteral(s.relation), s.increment, s.relation)
 		}
 	}
 	if len(names) == 0 {
 		return nil
 	}
-	_, err = d.pool.Exec(ctx, `SELECT setval(s.name::regclass, s.value, false) FROM unnest($1::text[], $2::bigint[]) s(name, value)`, names, values)
+	_, err = d.pool.Exec(ctx, `SELECT setval(s.name::regclass, s.value, false) FROM unnest($1::text[], $2::bigint[]) s(name, value)
+		JOIN (SELECT ''::text, 0::numeric`+now.String()+`) n(name, next) USING (name)
+		JOIN pg_sequence q ON q.seqrelid = s.name::regclass
+		WHERE CASE WHEN q.seqincrement > 0 THEN s.value > n.next ELSE s.value < n.next END`, names, values)
 	return d.wrap("set the sequences", err)
 }
 

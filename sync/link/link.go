@@ -63,6 +63,9 @@ type Config struct {
 	OnMaxSourceWAL WALAnswer
 	// Alarm is told once each time that a limit on WAL is crossed. It must not block. Default: the log alone.
 	Alarm func(warning string)
+	// OnConflict says what happens with a row that the destination refuses because its own rows are
+	// not the origin's. Default apply.Stop.
+	OnConflict apply.OnConflict
 	// Touch records the keys of changed rows, for delta proofs.
 	Touch bool
 	// LockTimeout bounds how long the application may wait behind a change of replica identity.
@@ -176,7 +179,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 	}
 	p.applier, err = apply.New(apply.Config{
 		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.Stream(), Start: r.Start,
-		AfterEpoch: r.AfterEpoch, MaxRows: l.cfg.MaxRows, MaxBytes: l.cfg.MaxBytes, Touch: l.cfg.Touch, Log: l.cfg.Log,
+		AfterEpoch: r.AfterEpoch, OnConflict: l.cfg.OnConflict, MaxRows: l.cfg.MaxRows, MaxBytes: l.cfg.MaxBytes, Touch: l.cfg.Touch, Log: l.cfg.Log,
 		Received: func() change.LSN { return p.reader.Status().Received },
 		Check:    l.guardDestination,
 	})
@@ -248,6 +251,7 @@ type Lag struct {
 	Applied  change.LSN    // end of the last applied transaction
 	Rows     int64         // row changes applied since this process attached the link
 	Retained int64         // WAL that the slot keeps on the origin, in bytes
+	Decided  int64         // rows that OnConflict decided, all that are recorded
 }
 
 // Lag measures now, over a session of its own.
@@ -276,7 +280,7 @@ func (l *Link) Lag(ctx context.Context) (Lag, error) {
 	}
 
 	stats := p.applier.Stats()
-	lag := Lag{Applied: p.applier.Applied(), Rows: stats.Rows, Retained: slot.RetainedBytes}
+	lag := Lag{Applied: p.applier.Applied(), Rows: stats.Rows, Retained: slot.RetainedBytes, Decided: stats.Decided}
 	at := lag.Applied
 	if at >= l.Stream().Head() { // nothing stored is waiting: what was received is as good as applied
 		at = max(at, p.reader.Status().Received)
