@@ -19,8 +19,8 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
-	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/sync/apply"
+	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/sync/source"
 )
 
@@ -160,9 +160,6 @@ func (e *engine) warnings() []string {
 	return all
 }
 
-// linkName names the link that leaves a side, and everything it makes.
-func (j *job) linkName(from migrate.Side) string {
-	direction := "forward"
 // onConflict is the playbook's choice in the link's terms.
 func (j *job) onConflict() apply.OnConflict {
 	if j.playbook.Follow.OnConflict == apply.SourceWins.String() {
@@ -171,6 +168,9 @@ func (j *job) onConflict() apply.OnConflict {
 	return apply.Stop
 }
 
+// linkName names the link that leaves a side, and everything it makes.
+func (j *job) linkName(from migrate.Side) string {
+	direction := "forward"
 	if from == migrate.Target {
 		direction = "reverse"
 	}
@@ -307,6 +307,7 @@ func (j *job) settings(yes bool) migrate.Settings {
 		LagTime:     time.Duration(p.Gates.MaxLagTime),
 		ProofAge:    time.Duration(p.Gates.ProofAge),
 		Headroom:    p.Promote.Headroom,
+		Sequences:   cmp.Or(time.Duration(*p.Follow.Sequences), -1),
 		Budgets: migrate.Budgets{
 			Hold: time.Duration(p.Promote.HoldBudget), Writers: time.Duration(p.Promote.FenceBudget),
 			Drain: time.Duration(p.Promote.DrainBudget), Proof: time.Duration(p.Promote.ProofBudget),
@@ -318,7 +319,6 @@ func (j *job) settings(yes bool) migrate.Settings {
 	return s
 }
 
-		Sequences:   cmp.Or(time.Duration(*p.Follow.Sequences), -1),
 // Run drives the migration, with the gateway beside it, until it is over or ctx is done. A failure
 // ends it only while nobody depends on it: the front door of a database that is in use stays open,
 // and the migration waits for "resume". failed is told of such a failure.
