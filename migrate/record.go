@@ -29,6 +29,7 @@ const (
 	eventOwner     = "owner"
 	eventFinding   = "finding"
 	eventLink      = "link"
+	eventDDL       = "ddl"
 )
 
 // stepState is what a record says of a step.

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -38,9 +41,29 @@ type blueprint struct {
 
 	Forward, Backward identities
 
+	// Files and Indexes are what the source had when Tables were read: the file of each relation
+	// that holds rows, by OID, and the definition of each index. By them DDL that the stream does
+	// not carry is noticed.
+	Files   map[uint32]uint32 `json:"files"`
+	Indexes map[string]bool   `json:"indexes"`
+	// Told is the change of the source that the migration stopped at last, and that its operator
+	// was told of: whoever runs it again has seen to it.
+	Told string `json:"told,omitempty"`
+	// Pending is a change of the tables that is not yet through.
+	Pending *pending `json:"pending,omitempty"`
+
 	// SourceID and TargetID tell the two databases from others; "" where the role may not know.
 	SourceID string `json:"source_id"`
 	TargetID string `json:"target_id"`
+}
+
+// A pending change is written down before it begins, so that a process which is killed in the middle
+// is followed by one that ends it. Every part of it may be repeated.
+type pending struct {
+	New    []schema.Name `json:"new,omitempty"`    // tables that came to be, and whose indexes are to be built
+	Since  time.Time     `json:"since,omitzero"`   // by the target's clock: what was built of New was built later
+	Resync []schema.Name `json:"resync,omitempty"` // tables that are copied anew
+	Why    string        `json:"why"`
 }
 
 // identities are the tables of one link that need another replica identity than they have.
@@ -89,15 +112,20 @@ func (j *job) read(ctx context.Context) error {
 	p.Source, p.Target = "", ""
 	plan := &blueprint{Playbook: p, Recipe: j.recipe, SourceID: databaseID(ctx, j.source), TargetID: databaseID(ctx, j.target)}
 	filter := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}
+	// One snapshot: a table must not be written anew between its columns and its files.
+	if _, err := conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
 	if plan.Tables, err = inspect.Tables(ctx, conn, filter); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
 	if plan.Sequences, err = inspect.Sequences(ctx, conn, filter); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	plan.Mappings, err = transform.Compile(plan.Tables, p.Rules(), func(table schema.Name, expr string) (schema.Type, error) {
-		return inspect.Describe(ctx, conn, table, expr)
-	})
+	if err := plan.remember(ctx, conn); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	plan.Mappings, err = transform.Compile(plan.Tables, p.Rules(), describer(ctx, conn))
 	if err != nil {
 		return &statusError{exitUsage, err}
 	}
@@ -108,8 +136,38 @@ func (j *job) read(ctx context.Context) error {
 	return nil
 }
 
+// remember reads Files and Indexes.
+func (b *blueprint) remember(ctx context.Context, conn *pgx.Conn) error {
+	var names []schema.Name
+	for i := range b.Tables {
+		if b.Tables[i].Parent == nil {
+			names = append(names, b.Tables[i].Name)
+		}
+	}
+	leaves, err := inspect.Leaves(ctx, conn, names)
+	if err != nil {
+		return err
+	}
+	b.Files = map[uint32]uint32{}
+	for _, list := range leaves {
+		for _, l := range list {
+			b.Files[l.OID] = l.File
+		}
+	}
+	indexes, err := inspect.Indexes(ctx, conn, names)
+	if err != nil {
+		return err
+	}
+	b.Indexes = map[string]bool{}
+	for _, x := range indexes {
+		b.Indexes[x.SQL] = true
+	}
+	return nil
+}
+
 // invert derives the reverse link's mappings, or says why there are none.
 func (b *blueprint) invert() {
+	b.Reverse, b.Lossy = nil, nil
 	for i := range b.Mappings {
 		inverse, err := b.Mappings[i].Inverse()
 		if lossy, ok := errors.AsType[*transform.LossyError](err); ok {

@@ -27,6 +27,8 @@ type loader struct {
 	dir  string
 	log  *slog.Logger
 	dump *dump.Dump // of this run; read again after a restart
+
+	follower *follower // what sees to it that the tables are what the plan says; nil when nothing is followed
 }
 
 // CreateTables implements [migrate.Loader].
@@ -127,11 +129,23 @@ func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress))
 		progress(migrate.TableProgress{Table: t.Name.Display(), TotalRows: t.Rows})
 	}
 	p := l.job.playbook.Copy
-	r, err := l.link.Load(ctx, link.LoadConfig{
+	cfg := link.LoadConfig{
 		Workers: p.Workers, ChunkBytes: int64(p.Chunk),
 		Progress: func(t snapshot.Table) { progress(tableProgress(t)) },
-	})
-	return migrate.Copied(r), err
+	}
+	if l.follower != nil {
+		cfg.Locked = l.follower.asPlanned
+	}
+	for {
+		r, err := l.link.Load(ctx, cfg)
+		if !errors.Is(err, errReshaped) {
+			return migrate.Copied(r), err
+		}
+		plan := l.job.plan
+		if err := l.link.Remap(ctx, plan.Mappings, plan.Forward.Full, plan.Forward.InsertOnly); err != nil {
+			return migrate.Copied{}, err
+		}
+	}
 }
 
 func tableProgress(t snapshot.Table) migrate.TableProgress {

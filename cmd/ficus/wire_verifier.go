@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -39,7 +40,31 @@ type verifier struct {
 		sync.Mutex
 		// ready is a session for the comparison under the fence, warm from a live one.
 		ready map[migrate.Side]*verify.Session
+		// ddl counts the changes of tables that were followed.
+		ddl int
 	}
+}
+
+// errDDLMeanwhile says that a comparison counts for nothing, because tables changed under it.
+var errDDLMeanwhile = errors.New("DDL was followed during the comparison")
+
+// changes returns how many changes of tables were followed.
+func (v *verifier) changes() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mu.ddl
+}
+
+// unprove forgets what was proved of the source, and sessions that compare tables as they were.
+func (v *verifier) unprove() error {
+	v.mu.Lock()
+	v.mu.ddl++
+	if s := v.mu.ready[migrate.Source]; s != nil {
+		v.closing.Go(s.Close)
+		delete(v.mu.ready, migrate.Source)
+	}
+	v.mu.Unlock()
+	return v.forget(migrate.Source)
 }
 
 func newVerifier(e *engine, cfg engineConfig) *verifier {
@@ -61,11 +86,11 @@ func (v *verifier) Close() {
 
 // config describes the comparison over the link that leaves owner.
 func (v *verifier) config(owner migrate.Side) (verify.Config, *link.Link) {
-	e := v.engine
+	e, plan := v.engine, v.engine.current()
 	if owner == migrate.Source {
-		return v.pair(e.job.source, e.job.target, e.job.plan.Mappings), e.forward
+		return v.pair(e.job.source, e.job.target, plan.Mappings), e.forward
 	}
-	return v.pair(e.job.target, e.job.source, e.job.plan.Reverse), e.reverse
+	return v.pair(e.job.target, e.job.source, plan.Reverse), e.reverse
 }
 
 func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Config {
@@ -74,9 +99,13 @@ func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Co
 
 // Exact implements [migrate.Verifier].
 func (v *verifier) Exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
+	began := v.changes()
 	cfg, l := v.config(owner)
 	cfg.Follower, cfg.Progress = l, progress
 	report, err := verify.Run(ctx, cfg)
+	if v.changes() != began {
+		return migrate.Proof{}, errors.Join(errDDLMeanwhile, err)
+	}
 	if err != nil {
 		return migrate.Proof{}, err
 	}

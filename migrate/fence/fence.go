@@ -16,8 +16,9 @@ import (
 
 // Arm implements [migrate.Database]. Each table is altered in a transaction of its own.
 func (d *Database) Arm(ctx context.Context) error {
-	names := make([]string, len(d.cfg.Tables))
-	for i, t := range d.cfg.Tables {
+	tables := d.scope().Tables
+	names := make([]string, len(tables))
+	for i, t := range tables {
 		names[i] = t.String()
 	}
 	rows, err := d.pool.Query(ctx, `

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -59,6 +60,31 @@ type Config struct {
 type Database struct {
 	cfg  Config
 	pool *pgxpool.Pool
+
+	mu struct {
+		sync.Mutex
+		scope Scope
+	}
+}
+
+// A Scope is what a Database fences and moves: the fields of Config of the same names.
+type Scope struct {
+	Tables    []schema.Name
+	Sequences []schema.Name
+	Serials   map[schema.Name]Serial
+}
+
+// SetScope replaces what Config said: tables came or went while the source was followed.
+func (d *Database) SetScope(s Scope) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.scope = s
+}
+
+func (d *Database) scope() Scope {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.scope
 }
 
 // New returns a Database that connects at its first use. Close it when done.
@@ -70,7 +96,9 @@ func New(ctx context.Context, cfg Config) (*Database, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Database{cfg: cfg, pool: pool}, nil
+	d := &Database{cfg: cfg, pool: pool}
+	d.SetScope(Scope{Tables: cfg.Tables, Sequences: cfg.Sequences, Serials: cfg.Serials})
+	return d, nil
 }
 
 // Close ends all sessions.

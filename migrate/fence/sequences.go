@@ -94,10 +94,11 @@ const findSequences = `
 // readSequences reads those of cfg.Sequences that exist, in one statement: pg_sequences hides the
 // value of a sequence that was set but not called yet, so each relation is read itself.
 func (d *Database) readSequences(ctx context.Context) ([]sequence, error) {
-	names, tables, columns := make([]string, len(d.cfg.Sequences)), make([]string, len(d.cfg.Sequences)), make([]string, len(d.cfg.Sequences))
-	for i, n := range d.cfg.Sequences {
+	scope := d.scope()
+	names, tables, columns := make([]string, len(scope.Sequences)), make([]string, len(scope.Sequences)), make([]string, len(scope.Sequences))
+	for i, n := range scope.Sequences {
 		names[i] = n.String()
-		if serial, ok := d.cfg.Serials[n]; ok {
+		if serial, ok := scope.Serials[n]; ok {
 			tables[i], columns[i] = serial.Table.String(), serial.Column
 		}
 	}

@@ -43,13 +43,27 @@ func (c *comparer) columns() {
 		c.Table.Columns = append(c.Table.Columns, col)
 	}
 	for _, k := range plain(c.known.Columns) {
-		if c.after(k.Name) == "" {
+		switch {
+		case c.after(k.Name) != "":
+		case !c.settled && c.still(&k):
+			c.add(Difference{Kind: Dropped, Column: k.Name, Was: k.Type.SQL, Safe: true, Why: older})
+		default:
 			c.add(Difference{
 				Kind: Dropped, Column: k.Name, Was: k.Type.SQL, Certain: true,
 				Why: "the target's column would lose its values, too",
 			})
 		}
 	}
+}
+
+// older is why a shape cannot be followed that comes after a newer one.
+const older = "one transaction has rows from before the change and from after it"
+
+// still reports whether the source has a known column as it is known, so that it is the stream which
+// shows an older shape.
+func (c *comparer) still(k *schema.Column) bool {
+	cur := c.now.Table.Column(k.Name)
+	return cur != nil && cur.Number == k.Number && sameType(cur.Type, k.Type)
 }
 
 // findRenames pairs columns that are gone with new ones by their number, which a rename keeps.
@@ -109,6 +123,8 @@ func (c *comparer) compareColumn(old, col *schema.Column) {
 	case sameType(old.Type, col.Type):
 	case Widens(old.Type, col.Type):
 		c.add(Difference{Kind: Widened, Column: col.Name, Was: old.Type.SQL, Is: col.Type.SQL, Safe: true, Certain: true})
+	case !c.settled && c.still(old):
+		c.add(Difference{Kind: Retyped, Column: col.Name, Was: old.Type.SQL, Is: col.Type.SQL, Safe: true, Why: older})
 	default:
 		c.add(Difference{
 			Kind: Retyped, Column: col.Name, Was: old.Type.SQL, Is: col.Type.SQL,
@@ -133,8 +149,8 @@ func nullness(c *schema.Column) string {
 	return "nullable"
 }
 
-// added takes a new column over. Where the stream may still have rows from before a NOT NULL, that
-// is left for when the catalog decides alone.
+// added takes a new column over. Where the stream, or the target until it is copied anew, may have
+// rows without a value, NOT NULL is left for later: it is then a difference of its own.
 func (c *comparer) added(s schema.Column) {
 	d := Difference{Kind: Added, Column: s.Name, Is: s.Type.SQL, Safe: true, Certain: true}
 	cur := c.now.Table.Column(s.Name)
@@ -149,7 +165,7 @@ func (c *comparer) added(s schema.Column) {
 	if cur != nil {
 		col = *cur
 		col.Type, col.Generated = s.Type, false
-		col.NotNull = cur.NotNull && c.settled
+		col.NotNull = cur.NotNull && c.settled && d.Certain && constant
 	}
 	c.add(d)
 	c.Table.Columns = append(c.Table.Columns, col)

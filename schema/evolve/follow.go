@@ -13,11 +13,19 @@ type Target struct {
 	Missing map[string]string // see Source
 }
 
+// A Statement is what the target has to do.
+type Statement struct {
+	SQL string
+	// Needed says that rows could not be written without it; what is not needed keeps the target's
+	// definition as the source's.
+	Needed bool
+}
+
 // Follow returns the statements after which the target's table fits a mapping that was made from
 // e.Table: none for what fits already, so that they may be asked for again after a crash. doubt says
 // which rows of the target may not be as at the source, although the change of the source is
 // certain: a column was there already, with other values.
-func (e *Evolution) Follow(m *transform.Mapping, target *Target) (statements []string, doubt string) {
+func (e *Evolution) Follow(m *transform.Mapping, target *Target) (statements []Statement, doubt string) {
 	f := follower{Evolution: e, mapping: m, target: target}
 	for _, d := range e.Differences {
 		for _, name := range f.targetsOf(d) {
@@ -32,12 +40,18 @@ type follower struct {
 
 	mapping    *transform.Mapping
 	target     *Target
-	statements []string
+	statements []Statement
 	doubt      string
 }
 
-func (f *follower) alter(format string, args ...any) {
-	f.statements = append(f.statements, "ALTER TABLE "+f.target.Table.Name.String()+" "+fmt.Sprintf(format, args...))
+// alter adds a statement that rows need; define one that they do not.
+func (f *follower) alter(format string, args ...any) { f.add(true, format, args...) }
+
+func (f *follower) define(format string, args ...any) { f.add(false, format, args...) }
+
+func (f *follower) add(needed bool, format string, args ...any) {
+	sql := "ALTER TABLE " + f.target.Table.Name.String() + " " + fmt.Sprintf(format, args...)
+	f.statements = append(f.statements, Statement{sql, needed})
 }
 
 // targetsOf returns the target's columns that a difference is about. A dropped column has none in
@@ -97,7 +111,7 @@ func (f *follower) column(d Difference, name string) {
 			if source.NotNull {
 				verb = "SET"
 			}
-			f.alter("ALTER COLUMN %s %s NOT NULL", ident, verb)
+			f.add(!source.NotNull, "ALTER COLUMN %s %s NOT NULL", ident, verb)
 		}
 	case KeyChanged, GeneratedNew:
 	}
@@ -149,18 +163,21 @@ func (f *follower) added(d Difference, source, has *schema.Column, name string) 
 	}
 	if owns && source.Identity == 0 {
 		f.statements = append(f.statements,
-			"CREATE SEQUENCE IF NOT EXISTS "+sequence.String(),
-			"ALTER SEQUENCE "+sequence.String()+" OWNED BY "+f.target.Table.Name.String()+"."+ident)
+			Statement{SQL: "CREATE SEQUENCE IF NOT EXISTS " + sequence.String()},
+			Statement{SQL: "ALTER SEQUENCE " + sequence.String() + " OWNED BY " + f.target.Table.Name.String() + "." + ident})
 	}
 	f.setDefault(source, has, name)
+	if source.NotNull && !has.NotNull {
+		f.define("ALTER COLUMN %s SET NOT NULL", ident)
+	}
 }
 
 func (f *follower) setDefault(source, has *schema.Column, name string) {
 	switch {
 	case source.Default == has.Default || source.Identity != 0:
 	case source.Default == "":
-		f.alter("ALTER COLUMN %s DROP DEFAULT", schema.QuoteIdent(name))
+		f.define("ALTER COLUMN %s DROP DEFAULT", schema.QuoteIdent(name))
 	default:
-		f.alter("ALTER COLUMN %s SET DEFAULT %s", schema.QuoteIdent(name), source.Default)
+		f.define("ALTER COLUMN %s SET DEFAULT %s", schema.QuoteIdent(name), source.Default)
 	}
 }

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/dump"
+	"github.com/ficus-migrate/ficus/schema/evolve"
+	"github.com/ficus-migrate/ficus/transform"
+)
+
+// newTables lists the tables that the playbook selects and that the blueprint does not know.
+func (f *follower) newTables(v *view) []schema.Table {
+	p := f.engine.job.playbook
+	match, err := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}.Compile()
+	if err != nil { // it was compiled when the migration began
+		return nil
+	}
+	var fresh []schema.Table
+	for _, t := range v.tables {
+		movable, _ := transform.Movable(&t)
+		if t.Parent != nil || !movable || !match.Match(t.Name) {
+			continue
+		}
+		if !slices.ContainsFunc(v.plan.Tables, func(o schema.Table) bool { return o.OID == t.OID || o.Name == t.Name }) {
+			fresh = append(fresh, t)
+		}
+	}
+	return fresh
+}
+
+// takeIn lets new tables move, too.
+func (f *follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) error {
+	next := v.plan
+	var names []schema.Name
+	var err error
+	for i := range fresh {
+		m, err := f.compile(ctx, &fresh[i])
+		if err != nil {
+			return err
+		}
+		next = next.replace(fresh[i].Name, fresh[i], *m)
+		names = append(names, fresh[i].Name)
+		v.remember(next, &evolve.Evolution{Table: fresh[i]})
+	}
+	next.invert()
+	next.measure(f.engine.job.playbook.Follow.NoReplicaIdentity)
+	next.noteIndexes(v, names)
+	next.Pending = &pending{New: names, Resync: names, Why: display(names) + ", new at the source"}
+	if next.Pending.Since, err = f.targetClock(ctx); err != nil {
+		return err
+	}
+	if err := f.engine.replace(f.store, next); err != nil {
+		return err
+	}
+	f.tell("takes in " + next.Pending.Why)
+	return f.finish(ctx)
+}
+
+func display(names []schema.Name) string {
+	list := make([]string, len(names))
+	for i, n := range names {
+		list[i] = n.Display()
+	}
+	return strings.Join(list, ", ")
+}
+
+// targetClock reads the target's clock.
+func (f *follower) targetClock(ctx context.Context) (now time.Time, err error) {
+	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return now, conn.QueryRow(ctx, `SELECT now()`).Scan(&now)
+}
+
+// makeTables makes new tables on the target, those that its operator has not made yet.
+func (f *follower) makeTables(ctx context.Context, names []schema.Name) error {
+	missing, err := f.missing(ctx, names)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	if !f.engine.job.playbook.CopiesSchema() {
+		return f.refuse(missing[0], "the table is new, and the playbook leaves the target's tables to you", "make it on the target, then resume: ficus resume "+f.engine.job.playbook.Name)
+	}
+	d, err := f.dump(ctx, missing)
+	if err == nil {
+		err = d.PreData(ctx, f.engine.job.target)
+	}
+	if err != nil {
+		return hint.Wrap(fmt.Errorf("new at the source: %s: %w", display(missing), err), "make what is missing on the target by hand, then resume: ficus resume %s", f.engine.job.playbook.Name)
+	}
+	return nil
+}
+
+// buildTables builds indexes, constraints and the rest of new tables that makeTables has made.
+func (f *follower) buildTables(ctx context.Context, p *pending) error {
+	if len(p.New) == 0 {
+		return nil
+	}
+	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var ours []schema.Name
+	for _, n := range p.New {
+		var built bool
+		err := conn.QueryRow(ctx, `SELECT to_regclass('ficus.built') IS NOT NULL`).Scan(&built)
+		if err == nil && built {
+			err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM ficus.built WHERE object = $1 AND at >= $2)`, "table "+n.Display(), p.Since).Scan(&built)
+		}
+		if err != nil {
+			return err
+		}
+		if built {
+			ours = append(ours, n)
+		}
+	}
+	if len(ours) == 0 {
+		return nil
+	}
+	d, err := f.dump(ctx, ours)
+	if err == nil {
+		err = d.Indexes(ctx, f.engine.job.target, nil)
+	}
+	if err == nil {
+		err = d.Final(ctx, f.engine.job.target, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("new at the source: %s: %w", display(ours), err)
+	}
+	return nil
+}
+
+// dump reads the source's schema of some tables.
+func (f *follower) dump(ctx context.Context, names []schema.Name) (*dump.Dump, error) {
+	tools, err := f.engine.job.tools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var include []string
+	for _, n := range names {
+		include = append(include, n.String())
+	}
+	return dump.Open(ctx, dump.Config{Source: f.engine.job.source, Tools: tools, Dir: f.dir, Log: f.log, Filter: schema.Filter{Include: include}})
+}
+
+// missing lists the tables that the target does not have.
+func (f *follower) missing(ctx context.Context, names []schema.Name) ([]schema.Name, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var list []schema.Name
+	for _, n := range names {
+		var there bool
+		if err := conn.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, n.String()).Scan(&there); err != nil {
+			return nil, err
+		}
+		if !there {
+			list = append(list, n)
+		}
+	}
+	return list, nil
+}
