@@ -14,7 +14,8 @@
 //
 // A [Bucket] holds small records, every write of which is durable when the call returns.
 //
-// The directory is locked: one process at a time. Disk errors while writing the log panic, because
-// nobody can say any more what is durable; everything here is made to be killed and opened again.
+// The directory is locked: one process at a time. Disk errors while writing the log end the process
+// (Config.Fatal, or a panic), because nobody can say any more what is durable; everything here is made
+// to be killed and opened again.
 // All types but [Batch] and [Reader] are safe for concurrent use.
 package eventstore

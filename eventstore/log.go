@@ -6,6 +6,8 @@ import (
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
 )
 
 // A logger passes Pebble's lines on. Its Fatalf must not return, and panics.
@@ -25,6 +27,12 @@ func (l logger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	l.write(slog.LevelError, text)
 	panic("event store: " + text)
+}
+
+// diskFull says what an operator can do about a disk without space.
+func diskFull(cause error) error {
+	return hint.Wrap(fmt.Errorf("event store: the disk of the data directory is full: %w", cause),
+		"make room there, or move the data directory to a larger disk, and run the same command again: it goes on where it was; nothing is lost meanwhile, the source keeps its WAL")
 }
 
 func (l logger) write(level slog.Level, text string) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -51,6 +52,12 @@ type Config struct {
 	// is still in memory, so a large cache would only hold what nobody reads twice.
 	CacheBytes int64
 
+	// Fatal is called, on whatever goroutine, when the disk is full. It ends the process, after saying
+	// why; the error has a hint. Nobody can say any more what of the last writes is durable, but what
+	// was said to be is there when the directory is opened again. Default: the write fails, and a
+	// failed write of the log panics.
+	Fatal func(error)
+
 	// FS is where Dir is; tests bring a file system that loses what was not synced. Default: the
 	// machine's.
 	FS vfs.FS
@@ -84,6 +91,10 @@ func Open(cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("open event store: %w", err)
 		}
 		cfg.Dir, cfg.FS = dir, vfs.Default
+	}
+	if fatal := cfg.Fatal; fatal != nil {
+		// Before Pebble sees the error, which panics in the middle of what it locks.
+		cfg.FS = vfs.OnDiskFull(cfg.FS, func() { fatal(diskFull(syscall.ENOSPC)) })
 	}
 	dir := cfg.FS.PathJoin(cfg.Dir, "events")
 

@@ -105,6 +105,11 @@ func (a *app) refuse(cmd *cobra.Command, err error) int {
 	return status
 }
 
+// fatal ends the process in the middle of whatever it does, which is made for that.
+func (a *app) fatal(err error) {
+	os.Exit(a.refuse(nil, err))
+}
+
 // oneLine is an error's text without the line breaks of errors that were joined.
 func oneLine(err error) string {
 	lines := slices.DeleteFunc(strings.Split(err.Error(), "\n"), func(l string) bool { return strings.TrimSpace(l) == "" })
