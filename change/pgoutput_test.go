@@ -113,6 +113,7 @@ func render(m change.Message) string {
 		return fmt.Sprintf("%s cascade=%t restart=%t\n", line, m.Truncate.Cascade, m.Truncate.RestartIdentity)
 	case change.KindMessage:
 		return fmt.Sprintf("message %q transactional=%t %q\n", m.Logical.Prefix, m.Logical.Transactional, m.Logical.Content)
+	case change.KindSubtransaction: // a mark, or rolled back
 	}
 	return m.Kind.String() + "\n"
 }

@@ -130,7 +130,7 @@ func (w *walk) message(m *change.Message) error {
 		if w.counts && slices.ContainsFunc(m.Truncate.Relations, w.ours) {
 			return fmt.Errorf("%w: it was truncated", snapshot.ErrUnfollowable)
 		}
-	case change.KindRelation, change.KindOrigin, change.KindType, change.KindMessage: // no rows
+	case change.KindRelation, change.KindOrigin, change.KindType, change.KindMessage, change.KindSubtransaction: // no rows
 	}
 	return nil
 }
