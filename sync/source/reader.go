@@ -67,9 +67,7 @@ func (r *Reader) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()):
-			r.streaming = StreamingOff
-		case !pg.Retryable(err):
+		case !r.mends(err, &faults):
 			return fmt.Errorf("receive from slot %q: %w", r.cfg.Slot, streamHint(r.explain(ctx, err), r.cfg.Slot))
 		}
 		r.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "connection to the source lost, will reconnect",
@@ -78,6 +76,15 @@ func (r *Reader) Run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// mends reports whether a new connection may mend an error.
+func (r *Reader) mends(err error, faults *faults) bool {
+	if pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()) {
+		r.streaming = StreamingOff
+		return true
+	}
+	return pg.Retryable(err)
 }
 
 // faultTries is how many faults of the server in a row, with nothing received between them, are

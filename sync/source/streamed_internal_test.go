@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
@@ -287,6 +288,21 @@ func TestPackerStreamedRefuses(t *testing.T) {
 	p := newPacker(openStream(t), func(change.LSN, int) {})
 	if err := p.add([]byte("?what")); err == nil || !strings.Contains(err.Error(), `kind '?'`) {
 		t.Errorf("an unknown message: %v, which does not name it", err)
+	}
+}
+
+// A server that failed is not asked for transactions in progress again; one that was only away is.
+//
+// It fails when mends leaves streaming as it was.
+func TestFaultEndsStreaming(t *testing.T) {
+	t.Parallel()
+	r := &Reader{cfg: Config{Stream: openStream(t)}}
+	var f faults
+	if !r.mends(&pgconn.PgError{Code: "57P01"}, &f) || r.streaming != StreamingOn {
+		t.Errorf("after a shutdown of the server: streaming %s", r.streaming)
+	}
+	if !r.mends(&pgconn.PgError{Code: codeInternal}, &f) || r.streaming != StreamingOff {
+		t.Errorf("after a fault of the server: streaming %s", r.streaming)
 	}
 }
 
