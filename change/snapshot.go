@@ -97,7 +97,7 @@ func (s Snapshot) Sees(xid uint32) bool {
 
 // widen gives an id the epoch with which it is nearest to xmax.
 func (s Snapshot) widen(xid uint32) uint64 {
-	full := int64(s.xmax) + int64(int32(xid-uint32(s.xmax))) //nolint:gosec // the distance on the circle of 2^32
+	full := int64(s.xmax) + int64(int32(xid-uint32(s.xmax))) // the distance on the circle of 2^32
 	if full < 0 {                                            // before the first epoch there was nothing
 		return uint64(xid)
 	}

@@ -22,7 +22,7 @@ func TestSnapshotSees(t *testing.T) {
 		{"10:20:12,15", 20, false},
 		{"10:20:12,15", 2, true},           // frozen
 		{"10:20:12,15", 4294967295, false}, // there is no id before the first epoch
-		{"838:837:", 837, true}, // of a slot, after 837 was rolled back
+		{"838:837:", 837, true},            // of a slot, after 837 was rolled back
 		{"838:837:", 838, false},
 		// The epoch begins between xmin and xmax.
 		{"4294967290:4294967310:4294967295,4294967300", 4294967289, true},

@@ -145,7 +145,8 @@ type Loader interface {
 	// CreateTables copies the schema without indexes, constraints and triggers.
 	CreateTables(ctx context.Context) error
 	// Load prepares the forward link at an exported snapshot and copies every row of that snapshot
-	// while the link's changes are being stored. It starts over what an earlier Load left.
+	// while the link's changes are being stored. It goes on with what an earlier Load left, where that
+	// is possible.
 	Load(ctx context.Context, progress func(TableProgress)) (Copied, error)
 	// Finish builds keys, indexes, constraints, triggers, foreign keys and statistics. step is
 	// called before each with what is being built and how many are done.

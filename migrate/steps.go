@@ -103,7 +103,7 @@ func copySteps() []step {
 		{
 			Step: Step{
 				Phase: Copying, Name: "load", Does: "makes the forward link's slot with an exported snapshot and copies every row of that snapshot",
-				Undo: "cancel drops slot and publication", Known: "the journal; a load that was cut short starts over",
+				Undo: "cancel drops slot and publication", Known: "the journal; a load that was cut short goes on: what is finished is in ficus.manifest",
 			},
 			run: (*Migration).load,
 		},

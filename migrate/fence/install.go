@@ -10,6 +10,8 @@ package fence
 //	ficus.signal     one row at most: the last nonce. In the publication.
 //	ficus.fence()    the trigger function; trigger ficus_fence on every moved table.
 //	ficus.progress   one row per incoming link; belongs to sync/apply.
+//	ficus.manifest, ficus.manifest_part
+//	                 what of each table is copied; belong to sync/manifest.
 
 import (
 	"context"

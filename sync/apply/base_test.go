@@ -3,6 +3,7 @@ package apply
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -79,7 +80,7 @@ func TestBaseDecidesByVisibility(t *testing.T) {
 
 	writeManifest(t, target, "t", fmt.Sprintf("%d:%d:%d", late, after, late), until, 1)
 	target.Exec(t, "INSERT INTO t VALUES (1, 'seen by all'), (3, 'seen')") // what that snapshot saw
-	if !(before < late && late < seen && seen < after) {
+	if !slices.IsSorted([]uint64{before, late, seen, after}) {
 		t.Fatalf("ids %d, %d, %d, %d", before, late, seen, after)
 	}
 	for _, rows := range []int{0, 1} { // also in parts, and again from the beginning

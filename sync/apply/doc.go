@@ -14,6 +14,9 @@
 // A batch grows while the destination is busy and leaves at once when it is idle, so nothing needs
 // tuning: latency is one commit, and under load a batch reaches its limits.
 //
+// A table is followed from its base, the snapshot that its rows were copied under: transactions that
+// the base sees are passed over for that table (see base.go).
+//
 // Writing has a fast path and a slow one. The fast path folds a batch per table and key to its net
 // effect and writes all rows of one shape (table, operation, columns) in one statement. It may be
 // wrong about order, never about the result: it either leaves what the source has, or the database

@@ -172,7 +172,7 @@ func TestLoadAndFollow(t *testing.T) {
 	must(t, l.Drop(ctx))
 	left := p.from.Strings(t, `SELECT slot_name FROM pg_replication_slots WHERE database = current_database() UNION ALL SELECT pubname FROM pg_publication
 		UNION ALL SELECT 'identity' FROM pg_class WHERE oid = 'public.entry'::regclass AND relreplident <> 'd'`)
-	left = append(left, p.to.Strings(t, `SELECT link FROM ficus.progress`)...)
+	left = append(left, p.to.Strings(t, `SELECT link FROM ficus.progress UNION ALL SELECT link FROM ficus.manifest UNION ALL SELECT link FROM ficus.manifest_part`)...)
 	if len(left) != 0 {
 		t.Errorf("left behind: %q", left)
 	}

@@ -198,8 +198,11 @@ func (f *faulty) interrupt(t *testing.T, chunks int) string {
 		done <- err
 	}()
 	f.awaitChunks(t, nil, chunks)
-	cancel(errors.New("interrupted"))
-	<-done
+	interrupted := errors.New("interrupted")
+	cancel(interrupted)
+	if err := <-done; !errors.Is(err, interrupted) {
+		t.Fatalf("the copy ended with %v", err)
+	}
 	f.close(t)
 	return log.String()
 }
@@ -237,8 +240,10 @@ func TestLoadResumesAfterDDL(t *testing.T) {
 		{"partitioned", noOther, ``, ""},
 		{"partitions move", noOther, `UPDATE public.event SET at = (at + 7) % 20; DELETE FROM public.event WHERE id % 5 = 0`, ""},
 		{"partition replaced", noOther, `DROP TABLE public.event_a; CREATE TABLE public.event_c PARTITION OF public.event FOR VALUES FROM (0) TO (10)`, "partitioned otherwise"},
-		{"keyless", noOther + `; TRUNCATE public.event; INSERT INTO public.entry SELECT i, i FROM generate_series(1, 9000) i`,
-			`DELETE FROM public.entry WHERE account % 3 = 0`, "no key"},
+		{
+			"keyless", noOther + `; TRUNCATE public.event; INSERT INTO public.entry SELECT i, i FROM generate_series(1, 9000) i`,
+			`DELETE FROM public.entry WHERE account % 3 = 0`, "no key",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

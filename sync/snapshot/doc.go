@@ -6,8 +6,10 @@
 // reads under the same snapshot, so what arrives is exactly what the source held at its LSN,
 // whatever the application writes meanwhile.
 //
-// [Run] empties the target tables first, so that it may be repeated after it was interrupted. When
-// it returns nil, the rows are durable at the target.
+// A chunk is recorded in the transaction that stores its rows, where a manifest is kept (see
+// sync/manifest). A [Run] that was interrupted can then be followed by another, under another snapshot:
+// what is finished stays, and is brought to that snapshot where a table was copied in part. Tables of
+// which nothing is kept are emptied first. When Run returns nil, the rows are durable at the target.
 //
 // The exported snapshot has to stay alive while Run works: whoever exported it keeps its
 // transaction open. Creating the target's tables, and indexes after the copy, belongs to

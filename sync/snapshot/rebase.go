@@ -176,7 +176,7 @@ func appendText(line, value []byte) []byte {
 // recent returns the statement that reads the rows of a finished part whose xmin is not below the
 // old base's. Ids are compared on their circle, without epoch: more rows than needed do no harm.
 func (r *rebasing) recent(p manifest.Part) string {
-	since := uint32(r.kept.Base.Xmin()) //nolint:gosec // rows have the lower half only
+	since := uint32(r.kept.Base.Xmin()) // rows have the lower half only
 	conditions := append(pages{p.From, p.To}.conditions(),
 		fmt.Sprintf("(xmin::text::bigint - %d + 4294967296) %% 4294967296 < %d", since, int64(maxAge)))
 	i := slices.IndexFunc(r.t.src.pieces, func(s piece) bool { return s.name.String() == p.Relation })
