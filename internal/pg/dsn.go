@@ -19,6 +19,11 @@ import (
 // connectTimeout bounds one attempt to connect when the DSN does not say connect_timeout.
 const connectTimeout = 10 * time.Second
 
+// keepAlive finds a connection dead within a minute, however long a statement takes on the other side.
+func keepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
+}
+
 // A DSN is a parsed connection string, URL or keyword form. The zero value connects nowhere.
 type DSN struct {
 	*target
@@ -45,6 +50,7 @@ func Parse(s string) (DSN, error) {
 	if cfg.RuntimeParams == nil {
 		cfg.RuntimeParams = map[string]string{}
 	}
+	cfg.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive()}).DialContext
 	return DSN{&target{cfg, tlsFiles(s)}}, nil
 }
 

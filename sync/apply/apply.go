@@ -56,6 +56,10 @@ type Config struct {
 	// Default: it does not wait.
 	MaxDelay time.Duration
 
+	// AnswerTimeout is how long the destination may be silent before it is asked whether it is at work;
+	// when it is not, or does not answer, the connection is made again. Default 5 min.
+	AnswerTimeout time.Duration
+
 	// Log receives what an operator may want to know. Default: nothing.
 	Log *slog.Logger
 	// Events are called as things happen. Default: nothing is called.
@@ -89,6 +93,7 @@ type Stats struct {
 type Applier struct {
 	cfg     Config
 	limits  limits
+	trouble trouble
 	log     log
 	sources map[schema.Name]*transform.Mapping
 	gate    *gate
@@ -107,6 +112,7 @@ func newApplier(cfg Config, log log) (*Applier, error) {
 		return nil, errors.New("apply: no destination or no link name")
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, 5*time.Minute)
 	if cfg.Received == nil {
 		cfg.Received = func() change.LSN { return 0 }
 	}
@@ -194,7 +200,7 @@ func (a *Applier) run(ctx context.Context) error {
 		if !retryable(err) {
 			return fmt.Errorf("apply to %s: %w", a.cfg.DSN, err)
 		}
-		a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "destination lost, will reconnect", slog.String("link", a.cfg.Link), slog.Any("err", err))
+		a.troubled(ctx, err)
 		if f := a.cfg.Events.Disconnected; f != nil {
 			f(err)
 		}
@@ -206,7 +212,7 @@ func (a *Applier) run(ctx context.Context) error {
 
 // session applies over one connection until it fails; it calls progress after each commit.
 func (a *Applier) session(ctx context.Context, progress func()) error {
-	conn, err := a.cfg.DSN.Connect(ctx, "apply")
+	conn, heard, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -215,6 +221,26 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 		defer cancel()
 		_ = conn.Close(ctx) // what was not committed is not wanted
 	}()
+	g, ctx := errgroup.WithContext(ctx)
+	watching, stop := context.WithCancel(ctx)
+	g.Go(func() error {
+		defer stop()
+		return a.applyOver(ctx, conn, func() {
+			a.well()
+			progress()
+		})
+	})
+	g.Go(func() error {
+		if err := a.watch(watching, heard, conn.PgConn().PID()); watching.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// applyOver applies over a connection until it fails.
+func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()) error {
 	if err := a.prepareSession(ctx, conn); err != nil {
 		return err
 	}
@@ -242,6 +268,9 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 		}
 	})
 
+	if at.lsn >= a.log.Head() {
+		a.well() // and nothing will be written that could tell
+	}
 	reader := a.log.Read(at.lsn)
 	defer func() { _ = reader.Close() }() // it holds nothing
 	pins, err := reader.Pins()

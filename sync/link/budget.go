@@ -60,6 +60,16 @@ type walGuard struct {
 
 // Warnings are what an operator should know now, though the link goes on.
 func (l *Link) Warnings() []string {
+	all := l.walWarnings()
+	if p, err := l.attached(); err == nil {
+		if err, since := p.applier.Trouble(); err != nil {
+			all = append(all, fmt.Sprintf("%s: nothing could be applied since %s: %v", l.cfg.Name, since.Format(time.DateTime), err))
+		}
+	}
+	return all
+}
+
+func (l *Link) walWarnings() []string {
 	g := &l.wal
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -54,6 +54,8 @@ type Config struct {
 	// MaxRows and MaxBytes bound what is applied in one transaction of the destination; see
 	// [apply.Config].
 	MaxRows, MaxBytes int
+	// AnswerTimeout is how long the destination may be silent; see [apply.Config].
+	AnswerTimeout time.Duration
 	// Failover makes the slot one that standbys of the origin keep, from PostgreSQL 17 on. Default: where
 	// the origin has synchronized_standby_slots set, since somebody wants it there.
 	Failover *bool
@@ -181,7 +183,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.Stream(), Start: r.Start,
 		AfterEpoch: r.AfterEpoch, OnConflict: l.cfg.OnConflict, MaxRows: l.cfg.MaxRows, MaxBytes: l.cfg.MaxBytes, Touch: l.cfg.Touch, Log: l.cfg.Log,
 		Received: func() change.LSN { return p.reader.Status().Received },
-		Check:    l.guardDestination,
+		Check:    l.guardDestination, AnswerTimeout: l.cfg.AnswerTimeout,
 	})
 	return p, err
 }

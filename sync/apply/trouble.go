@@ -1,0 +1,160 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/ficus-migrate/ficus/internal/pg"
+)
+
+// probeTimeout bounds the question whether a silent destination is at work.
+const probeTimeout = 15 * time.Second
+
+// A trouble is what keeps the applier from writing, though it tries again.
+type trouble struct {
+	mu struct {
+		sync.Mutex
+		err   error
+		since time.Time
+	}
+}
+
+// Trouble returns why nothing can be written at present and since when; nil while all is well.
+func (a *Applier) Trouble() (err error, since time.Time) { //nolint:revive,staticcheck // a state, not a failure of this call
+	a.trouble.mu.Lock()
+	defer a.trouble.mu.Unlock()
+	return a.trouble.mu.err, a.trouble.mu.since
+}
+
+// troubled takes note of an error that will be tried again, and tells the operator: loudly when only
+// an operator can end it.
+func (a *Applier) troubled(ctx context.Context, err error) {
+	a.trouble.mu.Lock()
+	if a.trouble.mu.err == nil {
+		a.trouble.mu.since = time.Now()
+	}
+	a.trouble.mu.err = err
+	since := a.trouble.mu.since
+	a.trouble.mu.Unlock()
+	level, message := slog.LevelWarn, "destination lost, will reconnect"
+	switch code := pg.Code(err); {
+	case code == "53100":
+		level, message = slog.LevelError, "the destination's disk is full: make room there; tried again until then"
+	case strings.HasPrefix(code, "53"):
+		level, message = slog.LevelError, "the destination is out of resources: free some; tried again until then"
+	case code == pg.CodeReadOnlyTransaction:
+		message = "the destination is read-only: tried again until it is not"
+	}
+	a.cfg.Log.LogAttrs(ctx, level, message, slog.String("link", a.cfg.Link), slog.Time("since", since), slog.Any("err", err))
+}
+
+// well takes note that the destination writes again, or has nothing to write.
+func (a *Applier) well() {
+	a.trouble.mu.Lock()
+	defer a.trouble.mu.Unlock()
+	a.trouble.mu.err, a.trouble.mu.since = nil, time.Time{}
+}
+
+// errSilent says that a connection is dead though nothing has closed it. It counts as a time-out.
+type errSilent struct{ since time.Duration }
+
+func (e errSilent) Error() string {
+	return fmt.Sprintf("destination has not answered for %s", e.since.Round(time.Second))
+}
+func (errSilent) Timeout() bool   { return true }
+func (errSilent) Temporary() bool { return true }
+
+// A listener is a connection that knows how long somebody has waited for its next byte.
+type listener struct {
+	net.Conn
+
+	waiting atomic.Int64 // when the read that is under way began, Unix nanoseconds; 0: none is
+}
+
+func (l *listener) Read(p []byte) (int, error) {
+	l.waiting.Store(time.Now().UnixNano())
+	defer l.waiting.Store(0)
+	return l.Conn.Read(p)
+}
+
+func (l *listener) silent() time.Duration {
+	if at := l.waiting.Load(); at != 0 {
+		return time.Since(time.Unix(0, at))
+	}
+	return 0
+}
+
+// connect opens a session whose silence can be measured.
+func (a *Applier) connect(ctx context.Context) (*pgx.Conn, *listener, error) {
+	l := &listener{}
+	conn, err := a.cfg.DSN.Connect(ctx, "apply", func(cfg *pgx.ConnConfig) {
+		cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
+			l = &listener{Conn: c} // of the attempt that succeeds
+			return l, nil
+		}
+	})
+	return conn, l, err
+}
+
+// watch ends a session whose destination has been silent for too long and is not at work for it: a
+// slow destination is none that is lost. Nothing but this ends a session whose network swallows all.
+func (a *Applier) watch(ctx context.Context, l *listener, pid uint32) error {
+	tick := time.NewTicker(max(a.cfg.AnswerTimeout/8, time.Millisecond))
+	defer tick.Stop()
+	told := time.Duration(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+		silent := l.silent()
+		if silent < a.cfg.AnswerTimeout {
+			told = 0
+			continue
+		}
+		if !a.atWork(ctx, pid) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if l.silent() < a.cfg.AnswerTimeout { // it has answered meanwhile
+				continue
+			}
+			return errSilent{silent}
+		}
+		if silent >= told+a.cfg.AnswerTimeout {
+			told = silent
+			a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "destination is slow: it has worked on one statement for long",
+				slog.String("link", a.cfg.Link), slog.Duration("for", silent), slog.Int("pid", int(pid)))
+		}
+	}
+}
+
+// atWork asks over another session whether the destination works on what it was given.
+func (a *Applier) atWork(ctx context.Context, pid uint32) bool {
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errors.New("no answer"))
+	defer cancel()
+	conn, err := a.cfg.DSN.Connect(ctx, "probe")
+	if err != nil {
+		return false
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(ctx)
+	}()
+	var busy bool
+	err = conn.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_stat_activity
+		WHERE pid = $1 AND state = 'active' AND coalesce(wait_event, '') NOT IN ('ClientRead', 'ClientWrite')`, int64(pid)).Scan(&busy)
+	return err == nil && busy
+}
