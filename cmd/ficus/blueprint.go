@@ -130,8 +130,8 @@ func (j *job) read(ctx context.Context) error {
 		return &statusError{exitUsage, err}
 	}
 	plan.invert()
-	plan.Forward = needs(plan.Mappings, p.Follow.NoReplicaIdentity)
-	plan.Backward = needs(plan.Reverse, p.Follow.NoReplicaIdentity)
+	plan.Forward = needs(plan.Mappings, plan.Tables, p.Follow.NoReplicaIdentity)
+	plan.Backward = needs(plan.Reverse, plan.Tables, p.Follow.NoReplicaIdentity)
 	j.plan = plan
 	return nil
 }
@@ -183,8 +183,10 @@ func (b *blueprint) invert() {
 	}
 }
 
-// needs sorts out which origin tables cannot be followed with the replica identity they have.
-func needs(mappings []transform.Mapping, insertsOnly bool) identities {
+// needs sorts out which origin tables cannot be followed with the replica identity they have. tables
+// holds their partitions: what a partition logs, and whether PostgreSQL lets the application update a
+// published one at all, is decided by the partition's own identity.
+func needs(mappings []transform.Mapping, tables []schema.Table, insertsOnly bool) identities {
 	ids := identities{Why: map[schema.Name]string{}}
 	for i := range mappings {
 		m := &mappings[i]
@@ -193,8 +195,11 @@ func needs(mappings []transform.Mapping, insertsOnly bool) identities {
 		if !full && keyless {
 			full, why = true, "it has no primary key that finds a row"
 		}
+		if odd := oddPartition(&m.Source, tables); odd != nil && !full {
+			full, why, keyless = true, "its partition "+odd.Name.Display()+" has another replica identity", len(odd.IdentKey) == 0
+		}
 		switch {
-		case !full || m.Source.Identity == schema.IdentityFull:
+		case !full || m.Source.Identity == schema.IdentityFull && oddPartition(&m.Source, tables) == nil:
 		case keyless && insertsOnly:
 			ids.InsertOnly = append(ids.InsertOnly, m.Source.Name)
 			ids.Why[m.Source.Name] = why
@@ -204,6 +209,30 @@ func needs(mappings []transform.Mapping, insertsOnly bool) identities {
 		}
 	}
 	return ids
+}
+
+// oddPartition returns a partition of the table that does not log what the table's own replica
+// identity says, or nil.
+func oddPartition(root *schema.Table, tables []schema.Table) *schema.Table {
+	if root.Kind != schema.Partitioned {
+		return nil
+	}
+	key := slices.Sorted(slices.Values(root.IdentKey))
+	for i := range tables {
+		t := &tables[i]
+		switch {
+		case t.Parent == nil || *t.Parent != root.Name || t.Identity == schema.IdentityFull:
+		case t.Kind == schema.Partitioned:
+			below := *root
+			below.Name = t.Name
+			if odd := oddPartition(&below, tables); odd != nil {
+				return odd
+			}
+		case root.Identity == schema.IdentityFull || !slices.Equal(slices.Sorted(slices.Values(t.IdentKey)), key):
+			return t
+		}
+	}
+	return nil
 }
 
 // check runs preflight over the blueprint.

@@ -185,7 +185,7 @@ func (b *blueprint) replace(name schema.Name, t schema.Table, m transform.Mappin
 
 // measure finds out which tables need another replica identity.
 func (b *blueprint) measure(insertsOnly bool) {
-	b.Forward, b.Backward = needs(b.Mappings, insertsOnly), needs(b.Reverse, insertsOnly)
+	b.Forward, b.Backward = needs(b.Mappings, b.Tables, insertsOnly), needs(b.Reverse, b.Tables, insertsOnly)
 }
 
 // current returns the blueprint as it is now: following DDL replaces it.
