@@ -9,6 +9,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/inspect"
 )
 
@@ -91,6 +92,20 @@ func unmovedObjects() []question {
 	}
 }
 
+// newer asks a source of 18 or newer for parts of tables that an older target cannot have.
+func newer() question {
+	return question{
+		check: "newer", severity: warn, fix: "change it on the source, or make the target's table yourself (schema.copy: false)",
+		sql: `SELECT x.rel::regclass::text, string_agg(DISTINCT x.what, ', ') || ': PostgreSQL before 18 does not have it, and the schema copy stops there', ''
+			FROM (SELECT attrelid, 'virtual generated column ' || quote_ident(attname) FROM pg_attribute WHERE attgenerated = 'v' AND NOT attisdropped
+				UNION ALL SELECT conrelid, 'constraint ' || quote_ident(conname) || ' is NOT ENFORCED' FROM pg_constraint WHERE NOT conenforced AND conrelid <> 0
+				UNION ALL SELECT conrelid, 'constraint ' || quote_ident(conname) || ' is NOT NULL and NOT VALID' FROM pg_constraint WHERE contype = 'n' AND NOT convalidated
+				UNION ALL SELECT conrelid, 'key ' || quote_ident(conname) || ' is over a period' FROM pg_constraint WHERE conperiod) x(rel, what)
+			JOIN pg_class c ON c.oid = x.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'ficus') AND c.relpersistence <> 't' GROUP BY x.rel ORDER BY 1`,
+	}
+}
+
 // alwaysFires is asked of whichever side the target's triggers come from.
 func alwaysFires() question {
 	return question{
@@ -138,6 +153,45 @@ func (r *report) events(dst inspect.Info) func(context.Context, Config, *pgx.Con
 			sql: `SELECT quote_ident(evtname), 'an event trigger takes a superuser: it is left out', '' FROM pg_event_trigger e
 				WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e') ORDER BY 1`,
 		})
+	}
+}
+
+// virtualColumns refuses tables that are found by the whole row and have a virtual generated column:
+// PostgreSQL 18 refuses the application's updates and deletes once such a table is published.
+func (r *report) virtualColumns(ctx context.Context, cfg Config, source, _ *pgx.Conn) error {
+	if !cfg.Follows {
+		return nil
+	}
+	var whole []string
+	for i := range cfg.Mappings {
+		t := &cfg.Mappings[i].Source
+		if slices.Contains(cfg.Full, t.Name) || t.Identity == schema.IdentityFull && !slices.Contains(cfg.InsertOnly, t.Name) {
+			whole = append(whole, t.Name.String())
+		}
+	}
+	rows, err := source.Query(ctx, `SELECT DISTINCT n FROM unnest($1::text[]) n JOIN pg_attribute a ON a.attrelid = n::regclass AND a.attgenerated = 'v' AND NOT a.attisdropped ORDER BY 1`, whole)
+	if err != nil {
+		return fmt.Errorf("source: look for virtual columns: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("source: look for virtual columns: %w", err)
+	}
+	for _, n := range names {
+		r.add(fail, "virtual-column", n, "add a primary key, or ALTER TABLE "+n+" REPLICA IDENTITY USING INDEX; or --no-replica-identity to move only its inserts",
+			"it needs REPLICA IDENTITY FULL and has a virtual generated column: PostgreSQL would refuse the application's updates and deletes")
+	}
+	return nil
+}
+
+// newerTables tells what of the source's tables an older target cannot have.
+func (r *report) newerTables(src, dst inspect.Info) func(context.Context, Config, *pgx.Conn, *pgx.Conn) error {
+	return func(ctx context.Context, cfg Config, source, _ *pgx.Conn) error {
+		const brought = 18
+		if !cfg.CopiesSchema || src.Major < brought || dst.Major >= brought {
+			return nil
+		}
+		return r.ask(ctx, source, newer())
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 // oldest is the first PostgreSQL version that Ficus reads.
 const oldest = 13
 
+// slotsOnStandbys is the first version whose standbys keep slots.
+const slotsOnStandbys = 17
+
 // servers compares settings with what the links need: one slot for following, one for each running
 // exact proof.
 func (r *report) servers(cfg Config, src, dst inspect.Info) {
@@ -38,6 +41,10 @@ func (r *report) servers(cfg Config, src, dst inspect.Info) {
 	}
 	if cfg.Follows {
 		r.follows("source", src)
+	}
+	if cfg.FailoverSlot && src.Major < slotsOnStandbys {
+		r.add(fail, "failover-slot", "source", "leave follow.failover_slot out of the playbook",
+			"standbys keep slots from PostgreSQL %d on, the source is %d: a failover of it ends the migration", slotsOnStandbys, src.Major)
 	}
 	if cfg.Promotes && len(cfg.Lossy) == 0 { // for the way back
 		r.follows("target", dst)

@@ -94,6 +94,11 @@ func ensure(ctx context.Context, tx pgx.Tx, name string, tables []schema.Name, p
 		return err
 	}
 	with := fmt.Sprintf("(publish = '%s', publish_via_partition_root = true)", publish)
+	if generated, err := needGenerated(ctx, tx, tables); err != nil {
+		return err
+	} else if generated {
+		with = strings.TrimSuffix(with, ")") + ", publish_generated_columns = stored)"
+	}
 	quoted := schema.QuoteIdent(name)
 	if !exists {
 		_, err := tx.Exec(ctx, "CREATE PUBLICATION "+quoted+forTables(" FOR TABLE ", tables)+" WITH "+with)
@@ -112,6 +117,21 @@ func ensure(ctx context.Context, tx pgx.Tx, name string, tables []schema.Name, p
 	}
 	_, err = tx.Exec(ctx, "CREATE PUBLICATION "+quoted+" WITH "+with)
 	return err
+}
+
+// needGenerated reports whether generated columns have to be published, although nobody reads them:
+// since 18 the server refuses the application's updates of a table with REPLICA IDENTITY FULL and a
+// stored generated column that is not.
+func needGenerated(ctx context.Context, tx pgx.Tx, tables []schema.Name) (need bool, err error) {
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = t.String()
+	}
+	err = tx.QueryRow(ctx, `SELECT current_setting('server_version_num')::int >= 180000 AND EXISTS (
+		SELECT FROM unnest($1::text[]) n CROSS JOIN LATERAL (SELECT to_regclass(n)::oid UNION SELECT relid FROM pg_partition_tree(to_regclass(n))) t(oid)
+		JOIN pg_class c ON c.oid = t.oid AND c.relreplident = 'f'
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped)`, names).Scan(&need)
+	return need, err
 }
 
 // forTables lists the tables themselves, without those that inherit from them: these are listed
