@@ -242,7 +242,8 @@ func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
 		Migration: j.playbook.Name, Source: j.source, Target: j.target,
 		Tables: j.plan.Tables, Mappings: j.plan.Mappings,
 		Full: j.plan.Forward.Full, InsertOnly: j.plan.Forward.InsertOnly, Why: j.plan.Forward.Why,
-		ForwardSlot: j.linkName(migrate.Source), ReverseSlot: j.linkName(migrate.Target),
+		FailoverSlot: j.playbook.Follow.FailoverSlot != nil && *j.playbook.Follow.FailoverSlot,
+		ForwardSlot:  j.linkName(migrate.Source), ReverseSlot: j.linkName(migrate.Target),
 		CopiesSchema: j.playbook.CopiesSchema(), Follows: !j.copyOnly, Promotes: !j.copyOnly && j.playbook.Until != string(migrate.Following),
 		Lossy: j.plan.Lossy, Tools: noTools,
 	})

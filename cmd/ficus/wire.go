@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,8 @@ type engine struct {
 	reverse   *link.Link // nil when the rules are lossy
 	sides     map[migrate.Side]*fence.Database
 	verifier  *verifier
+
+	planned sync.Mutex // guards job.plan once the migration runs
 }
 
 // engineConfig is what an engine needs besides its job.
@@ -265,14 +268,15 @@ func nextPort(addr string) (string, error) {
 
 func (e *engine) wireMigration(cfg engineConfig) error {
 	j := e.job
+	forward := &follower{linkAdapter: linkAdapter{e.forward}, engine: e, store: cfg.Store, dir: cfg.Dir, log: cfg.Log}
 	c := migrate.Config{
 		Name: j.playbook.Name, Playbook: j.recipe, SourceDSN: j.source.String(), TargetDSN: j.target.String(),
 		Source: e.sides[migrate.Source], Target: e.sides[migrate.Target],
-		Forward: linkAdapter{e.forward}, Lossy: j.plan.Lossy,
-		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log}, Verifier: e.verifier,
+		Forward: forward, Lossy: j.plan.Lossy,
+		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log, follower: forward}, Verifier: e.verifier,
 		Preflight: func(ctx context.Context) ([]migrate.Finding, error) { return e.preflight(ctx, cfg.Store) },
 		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes), Warnings: e.warnings,
-		Retryable: pg.Retryable, Events: cfg.Events, Log: cfg.Log,
+		Retryable: retryable, Events: cfg.Events, Log: cfg.Log,
 	}
 	if e.reverse != nil {
 		c.Reverse = linkAdapter{e.reverse}
@@ -283,6 +287,12 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 	var err error
 	e.migration, err = migrate.New(c)
 	return err
+}
+
+// retryable reports whether a step may succeed later by itself. A comparison that DDL interrupts is
+// begun again; where the link cannot follow the DDL, its own end ends the step.
+func retryable(err error) bool {
+	return interruptedByDDL(err) || pg.Retryable(err)
 }
 
 // preflight checks, and keeps the blueprint when nothing stands against the migration: what it moves

@@ -36,7 +36,7 @@ func (f *follower) newTables(v *view) []schema.Table {
 
 // takeIn lets new tables move, too.
 func (f *follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) error {
-	next := v.plan
+	next := f.engine.current()
 	var names []schema.Name
 	var err error
 	for i := range fresh {

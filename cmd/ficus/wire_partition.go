@@ -94,7 +94,7 @@ func (f *follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 	what := strings.Join(names, ", ")
 	print := m.Source.Name.Display() + ": " + what
 	told := f.engine.current().Told == print
-	next := *v.plan
+	next := *f.engine.current()
 	next.Tables = v.within(m.Source.Name, next.Tables)
 	next.Mappings = slices.DeleteFunc(slices.Clone(next.Mappings), func(o transform.Mapping) bool { // moved by itself until now
 		return slices.ContainsFunc(come, func(l inspect.Leaf) bool { return l.OID == o.Source.OID })
@@ -106,7 +106,7 @@ func (f *follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 
 	copyAnew := (filled || len(gone) > 0)
 	if copyAnew && !f.safe() && !told {
-		marked := *v.plan
+		marked := *f.engine.current()
 		marked.Told = print
 		if err := f.engine.replace(f.store, &marked); err != nil {
 			return err

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/schema"
@@ -97,8 +99,29 @@ func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Co
 	return verify.Config{Source: from, Target: to, Mappings: mappings, Log: v.log}
 }
 
-// Exact implements [migrate.Verifier].
+// Exact implements [migrate.Verifier]. A comparison that the following of DDL interrupts, or makes
+// worthless, begins again for as long as the migration goes on.
 func (v *verifier) Exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
+	for {
+		p, err := v.exact(ctx, owner, progress)
+		s := v.engine.migration.Status()
+		if !interruptedByDDL(err) || !s.Running || s.Paused || s.Error != "" {
+			return p, err
+		}
+		if err := backoff.Sleep(ctx, 200*time.Millisecond); err != nil {
+			return migrate.Proof{}, err
+		}
+	}
+}
+
+// interruptedByDDL reports whether an error means that the link stood still, or stands, for DDL.
+func interruptedByDDL(err error) bool {
+	_, drifted := errors.AsType[*drift](err)
+	_, changed := errors.AsType[*apply.SchemaChange](err)
+	return drifted || changed || errors.Is(err, errDDLMeanwhile)
+}
+
+func (v *verifier) exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
 	began := v.changes()
 	cfg, l := v.config(owner)
 	cfg.Follower, cfg.Progress = l, progress

@@ -150,8 +150,7 @@ func (f *follower) warn(object, check, message, fix string) {
 	f.engine.migration.Notice(migrate.Finding{Severity: migrate.SeverityWarning, Check: check, Object: object, Message: object + ": " + message, Fix: fix})
 }
 
-// drifted deals with the first thing in a view that the link stands still for; the next round finds
-// the rest.
+// drifted deals with all that a view shows, while the link stands still.
 func (f *follower) drifted(ctx context.Context, d *drift) error {
 	v := d.view
 	for i := range v.plan.Mappings {
@@ -161,13 +160,20 @@ func (f *follower) drifted(ctx context.Context, d *drift) error {
 		case why != "" && v.joined(&m.Source): // its root's matter
 			continue
 		case why != "":
-			return f.lost(ctx, m, why)
+			if err := f.lost(ctx, m, why); err != nil {
+				return err
+			}
+			continue
 		}
 		if e := evolve.Compare(&m.Source, nil, now); shapeChanged(e) || f.safe() && hasPassive(e) {
-			return f.turn(ctx, v, m, e, now)
+			if err := f.turn(ctx, v, m, e, now); err != nil {
+				return err
+			}
 		}
 		if come, gone := v.partitions(m); len(come)+len(gone) > 0 {
-			return f.repartition(ctx, v, m, come, gone)
+			if err := f.repartition(ctx, v, m, come, gone); err != nil {
+				return err
+			}
 		}
 	}
 	if fresh := f.newTables(v); len(fresh) > 0 && f.safe() {
@@ -211,30 +217,36 @@ func (v *view) joined(known *schema.Table) bool {
 	return t != nil && t.Parent != nil && t.Name == known.Name && v.plan.mapping(rootOf(v.tables, t)) != nil
 }
 
-// noteIndexes marks the indexes of tables as known.
+// noteIndexes marks the indexes of tables as known, not their foreign keys: those can be checked once
+// the other tables have come as far.
 func (b *blueprint) noteIndexes(v *view, tables []schema.Name) {
 	known := map[string]bool{}
 	for sql := range b.Indexes {
 		known[sql] = true
 	}
 	for _, x := range v.indexes {
-		if slices.Contains(tables, x.Table) {
+		if slices.Contains(tables, x.Table) && x.References.Name == "" {
 			known[x.SQL] = true
 		}
 	}
 	b.Indexes = known
 }
 
-// fresh lists the indexes of moved tables that the blueprint does not know.
+// freshIndexes lists the indexes and foreign keys of moved tables that the blueprint does not know.
 func (v *view) freshIndexes() []inspect.Index {
 	if v.plan.Indexes == nil {
 		return nil
 	}
 	var list []inspect.Index
 	for _, x := range v.indexes {
-		if m := v.plan.mapping(x.Table); m != nil && !m.Reshaped() && !v.plan.Indexes[x.SQL] {
-			list = append(list, x)
+		m := v.plan.mapping(x.Table)
+		if m == nil || m.Reshaped() || v.plan.Indexes[x.SQL] {
+			continue
 		}
+		if other := v.plan.mapping(x.References); x.References.Name != "" && (other == nil || other.Reshaped()) {
+			continue
+		}
+		list = append(list, x)
 	}
 	return list
 }
@@ -244,7 +256,7 @@ func (f *follower) newIndexes(v *view) bool {
 	fresh := v.freshIndexes()
 	if !f.safe() {
 		for _, x := range fresh {
-			f.warn(x.Table.Display(), "new-index", "index "+x.Name+" is new at the source", x.SQL)
+			f.warn(x.Table.Display(), "new-index", x.Name+" is new at the source", x.SQL)
 		}
 		return false
 	}
@@ -266,7 +278,7 @@ func (f *follower) index(ctx context.Context, v *view) error {
 		case pg.Retryable(err) || ctx.Err() != nil:
 			return err
 		case err != nil:
-			f.warn(x.Table.Display(), "new-index", "index "+x.Name+" is new at the source, and the target refuses it: "+err.Error(), x.SQL)
+			f.warn(x.Table.Display(), "new-index", x.Name+" is new at the source, and the target refuses it: "+err.Error(), x.SQL)
 		default:
 			f.tell("followed DDL: " + x.SQL)
 		}
@@ -301,6 +313,13 @@ func buildIndex(ctx context.Context, conn *pgx.Conn, x inspect.Index) error {
 	}
 	sql := x.SQL
 	switch {
+	case x.References.Name != "":
+		var there bool
+		err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = to_regclass($1) AND conname = $2)`, x.Table.String(), x.Name).Scan(&there)
+		if err != nil || there {
+			return err
+		}
+		return runDDL(ctx, conn, []evolve.Statement{{SQL: sql}})
 	case x.Constraint:
 		return runDDL(ctx, conn, []evolve.Statement{{SQL: sql}})
 	case *partitioned: // pg_get_indexdef says ONLY, which would leave the partitions out

@@ -74,16 +74,17 @@ func Leaves(ctx context.Context, conn *pgx.Conn, tables []schema.Name) (map[sche
 	return leaves, nil
 }
 
-// An Index is one of a table, with what makes it.
+// An Index is one of a table, or a foreign key of it, with what makes it.
 type Index struct {
 	Table      schema.Name
 	Name       string
-	Constraint bool   // a key or an exclusion constraint stands on it
-	SQL        string // CREATE INDEX, or ALTER TABLE ADD CONSTRAINT
+	Constraint bool        // a constraint: a key, an exclusion, a foreign key
+	References schema.Name // of a foreign key: the other table; else zero
+	SQL        string      // CREATE INDEX, or ALTER TABLE ADD CONSTRAINT
 }
 
 const indexesSQL = `
-SELECT n.nspname, c.relname, x.relname, o.oid IS NOT NULL,
+SELECT n.nspname, c.relname, x.relname, o.oid IS NOT NULL, '', '',
 	CASE WHEN o.oid IS NULL THEN pg_catalog.pg_get_indexdef(i.indexrelid)
 		ELSE pg_catalog.format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s', n.nspname, c.relname, o.conname, pg_catalog.pg_get_constraintdef(o.oid)) END
 FROM unnest($1::text[], $2::text[]) AS w (nsp, rel)
@@ -92,9 +93,18 @@ JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
 JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisvalid AND i.indisready AND i.indislive
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 LEFT JOIN pg_catalog.pg_constraint o ON o.conindid = i.indexrelid AND o.conrelid = i.indrelid AND o.contype IN ('p', 'u', 'x')
-ORDER BY 1, 2, 3`
+UNION ALL
+SELECT n.nspname, c.relname, o.conname, true, fn.nspname, f.relname,
+	pg_catalog.format('ALTER TABLE %I.%I ADD CONSTRAINT %I %s', n.nspname, c.relname, o.conname, pg_catalog.pg_get_constraintdef(o.oid))
+FROM unnest($1::text[], $2::text[]) AS w (nsp, rel)
+JOIN pg_catalog.pg_namespace n ON n.nspname = w.nsp
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
+JOIN pg_catalog.pg_constraint o ON o.conrelid = c.oid AND o.contype = 'f' AND o.conparentid = 0
+JOIN pg_catalog.pg_class f ON f.oid = o.confrelid
+JOIN pg_catalog.pg_namespace fn ON fn.oid = f.relnamespace
+ORDER BY 1, 2, 6, 3`
 
-// Indexes returns the valid indexes of tables, not those of their partitions.
+// Indexes returns the valid indexes and the foreign keys of tables, not those of their partitions.
 func Indexes(ctx context.Context, conn *pgx.Conn, tables []schema.Name) ([]Index, error) {
 	schemas, names := make([]string, len(tables)), make([]string, len(tables))
 	for i, t := range tables {
@@ -105,7 +115,7 @@ func Indexes(ctx context.Context, conn *pgx.Conn, tables []schema.Name) ([]Index
 		return nil, fmt.Errorf("read indexes: %w", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (x Index, err error) {
-		return x, row.Scan(&x.Table.Schema, &x.Table.Name, &x.Name, &x.Constraint, &x.SQL)
+		return x, row.Scan(&x.Table.Schema, &x.Table.Name, &x.Name, &x.Constraint, &x.References.Schema, &x.References.Name, &x.SQL)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read indexes: %w", err)
