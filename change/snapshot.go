@@ -37,8 +37,8 @@ func ParseSnapshot(s string) (Snapshot, error) {
 	}
 	var sn Snapshot
 	var errs [2]error
-	sn.xmin, errs[0] = strconv.ParseUint(parts[0], 10, 64)
-	sn.xmax, errs[1] = strconv.ParseUint(parts[1], 10, 64)
+	sn.xmin, errs[0] = strconv.ParseUint(parts[0], 10, 63)
+	sn.xmax, errs[1] = strconv.ParseUint(parts[1], 10, 63)
 	if errs[0] != nil || errs[1] != nil || sn.xmin == 0 || sn.xmax == 0 {
 		return fail()
 	}
@@ -47,7 +47,7 @@ func ParseSnapshot(s string) (Snapshot, error) {
 		return sn, nil
 	}
 	for text := range strings.SplitSeq(parts[2], ",") {
-		x, err := strconv.ParseUint(text, 10, 64)
+		x, err := strconv.ParseUint(text, 10, 63)
 		if err != nil || x < sn.xmin || x >= sn.xmax || len(sn.xip) > 0 && x <= sn.xip[len(sn.xip)-1] {
 			return fail()
 		}

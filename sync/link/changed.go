@@ -14,6 +14,7 @@ import (
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/snapshot"
 	"github.com/ficus-migrate/ficus/sync/source"
@@ -49,7 +50,8 @@ func (l *Link) awaitReceived(ctx context.Context, p *parts, until change.LSN) er
 		return nil
 	}
 	// A message, so that the WAL is flushed to behind until also where nobody writes.
-	conn, err := l.cfg.From.Connect(ctx, "mark")
+	// It waits for no standby: there may be one that is missed.
+	conn, err := l.cfg.From.Connect(ctx, "mark", pg.Setting("synchronous_commit", "local"))
 	if err != nil {
 		return err
 	}

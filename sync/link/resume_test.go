@@ -351,6 +351,53 @@ func TestResync(t *testing.T) {
 	}
 }
 
+// TestResyncSeesWhatWasApplied: a commit that waits for a synchronous standby is in the WAL, is streamed
+// and applied, and nobody at the origin sees it. A copy made then must not lack it, for it will not come
+// again. Transactions that are idle or prepared are nothing to wait for.
+//
+// It fails when a base is taken without waiting for commits.
+func TestResyncSeesWhatWasApplied(t *testing.T) {
+	t.Parallel()
+	f := newFaulty(t, smallCluster(t).DB(t), pgtest.DB(t), tables, rows)
+	f.load(t)
+	stopLink := run(t, f.link)
+	f.settle(t)
+	idle := f.from.Conn(t)
+	_, err := idle.Exec(t.Context(), `BEGIN; INSERT INTO public.account VALUES (888888, 1, 'idle')`)
+	must(t, err)
+	standby := func(name string) {
+		f.from.Exec(t, `ALTER SYSTEM SET synchronous_standby_names = '`+name+`'`)
+		f.from.Exec(t, `SELECT pg_reload_conf()`)
+		pgtest.Eventually(t, "the setting", func() bool { return f.from.Strings(t, `SHOW synchronous_standby_names`)[0] == name })
+	}
+	standby("nobody")
+	conn, committed := f.from.Conn(t), make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(context.WithoutCancel(t.Context()), `INSERT INTO public.account VALUES (777777, 1, 'applied, not visible')`)
+		committed <- err
+	}()
+	pgtest.Eventually(t, "the row to be applied", func() bool { return f.to.Int(t, `SELECT count(*) FROM public.account WHERE id = 777777`) == 1 })
+	if n := f.from.Int(t, `SELECT count(*) FROM public.account WHERE id = 777777`); n != 0 {
+		t.Fatal("the row is visible at the origin already")
+	}
+	stopLink()
+	resynced := make(chan error, 1)
+	go func() {
+		_, err := f.link.Resync(context.WithoutCancel(t.Context()), []schema.Name{{Schema: "public", Name: "account"}}, onePage)
+		resynced <- err
+	}()
+	pgtest.Eventually(t, "the resync to wait", func() bool {
+		return len(resynced) > 0 || f.from.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ficus/wait'`) == 1
+	})
+	standby("")
+	must(t, <-committed)
+	must(t, <-resynced) // although one transaction is idle
+	_, err = idle.Exec(t.Context(), `COMMIT`)
+	must(t, err)
+	run(t, f.link)
+	f.equal(t)
+}
+
 // TestRemap adds a table that has rows, and that an open transaction is writing to, to a link.
 func TestRemap(t *testing.T) {
 	t.Parallel()
