@@ -16,12 +16,12 @@ func mount(t *testing.T, megabytes int) (dir string, resize func(megabytes int))
 	dir = t.TempDir()
 	run := func(name string, args ...string) {
 		t.Helper()
-		if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil { //nolint:gosec // of the test's own making
+		if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
 			t.Fatalf("this test mounts a small tmpfs, which needs root: %s %v: %v: %s", name, args, err, out)
 		}
 	}
 	run("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%dm", megabytes), "tmpfs", dir)
-	t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() }) //nolint:gosec,noctx // the test's context has ended
+	t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() }) //nolint:noctx // the test's context has ended
 	return dir, func(megabytes int) {
 		run("mount", "-o", fmt.Sprintf("remount,size=%dm", megabytes), dir)
 	}

@@ -259,7 +259,11 @@ func TestServerSettings(t *testing.T) {
 	if diff := cmp.Diff([]string{"error wal-level source", "error slots source"}, found(t, cfg)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	cfg.Follows, cfg.Promotes = false, false
+	cfg.FailoverSlot = true
+	if diff := cmp.Diff([]string{"error wal-level source", "error slots source", "error failover-slot source"}, found(t, cfg)); source.Major < 17 && diff != "" {
+		t.Errorf("with a failover slot: -want +got:\n%s", diff)
+	}
+	cfg.Follows, cfg.Promotes, cfg.FailoverSlot = false, false, false
 	if diff := cmp.Diff([]string{}, found(t, cfg)); diff != "" {
 		t.Errorf("a copy alone needs neither: -want +got:\n%s", diff)
 	}

@@ -46,16 +46,17 @@ func (a *Applier) troubled(ctx context.Context, err error) {
 	a.trouble.mu.err = err
 	since := a.trouble.mu.since
 	a.trouble.mu.Unlock()
-	level, message := slog.LevelWarn, "destination lost, will reconnect"
+	level, reason := slog.LevelWarn, "lost: connecting again"
 	switch code := pg.Code(err); {
 	case code == "53100":
-		level, message = slog.LevelError, "the destination's disk is full: make room there; tried again until then"
+		level, reason = slog.LevelError, "its disk is full: make room there"
 	case strings.HasPrefix(code, "53"):
-		level, message = slog.LevelError, "the destination is out of resources: free some; tried again until then"
+		level, reason = slog.LevelError, "it is out of resources: free some"
 	case code == pg.CodeReadOnlyTransaction:
-		message = "the destination is read-only: tried again until it is not"
+		reason = "it is read-only: waiting until it is not"
 	}
-	a.cfg.Log.LogAttrs(ctx, level, message, slog.String("link", a.cfg.Link), slog.Time("since", since), slog.Any("err", err))
+	a.cfg.Log.LogAttrs(ctx, level, "destination lost, will try again", slog.String("link", a.cfg.Link), slog.String("why", reason),
+		slog.Time("since", since), slog.Any("err", err))
 }
 
 // well takes note that the destination writes again, or has nothing to write.
@@ -65,14 +66,14 @@ func (a *Applier) well() {
 	a.trouble.mu.err, a.trouble.mu.since = nil, time.Time{}
 }
 
-// errSilent says that a connection is dead though nothing has closed it. It counts as a time-out.
-type errSilent struct{ since time.Duration }
+// A silentError says that a connection is dead though nothing has closed it. It counts as a time-out.
+type silentError struct{ since time.Duration }
 
-func (e errSilent) Error() string {
+func (e silentError) Error() string {
 	return fmt.Sprintf("destination has not answered for %s", e.since.Round(time.Second))
 }
-func (errSilent) Timeout() bool   { return true }
-func (errSilent) Temporary() bool { return true }
+func (silentError) Timeout() bool   { return true }
+func (silentError) Temporary() bool { return true }
 
 // A listener is a connection that knows how long somebody has waited for its next byte.
 type listener struct {
@@ -130,7 +131,7 @@ func (a *Applier) watch(ctx context.Context, l *listener, pid uint32) error {
 			if l.silent() < a.cfg.AnswerTimeout { // it has answered meanwhile
 				continue
 			}
-			return errSilent{silent}
+			return silentError{silent}
 		}
 		if silent >= told+a.cfg.AnswerTimeout {
 			told = silent

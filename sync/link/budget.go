@@ -140,11 +140,11 @@ func (l *Link) look(ctx context.Context) error {
 	defer session.Release()
 	slot, err := source.SlotState(ask, session.Conn(), l.cfg.Name)
 	if err != nil || !slot.Exists {
-		return nil //nolint:nilerr // see above
+		return nil
 	}
 	danger, err := l.danger(ask, session.Conn(), slot)
 	if err != nil {
-		return nil //nolint:nilerr // see above
+		return nil
 	}
 	return l.weigh(ctx, slot.RetainedBytes, danger)
 }
