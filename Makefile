@@ -9,13 +9,15 @@ PKG      ?= ./...
 RUN      ?= .
 FUZZTIME ?= 20s
 DURATION ?= 1h
+N        ?= 1000
+ATMOST   ?= 1h
 
 # Each package's tests start clusters of their own, so more packages at a time than cores only makes
 # all of them slow.
 TEST := go test -timeout 10m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-long test-docker fuzz soak lint fmt generate bench pg postgres clean
+.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic soak lint fmt generate bench pg postgres clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +44,10 @@ test-docker: ## run the tests against PostgreSQL in Docker containers
 fuzz: ## run every fuzz target for FUZZTIME (default 20s); what one finds is kept in its testdata
 	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9]+' . | sed 's|/[^/]*:func | |' | sort | while read -r dir target; do \
 		echo "$$dir $$target"; go test "$$dir" -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
+
+metamorphic: postgres ## run N random histories (default 1000), for at most ATMOST (1h); SEED=n begins with that one
+	@go test ./sync/link -run 'TestMetamorphic$$' -count 1 -v -timeout 0 -histories $(N) -atmost $(ATMOST) $(if $(SEED),-seed $(SEED)) > metamorphic.log 2>&1; \
+		s=$$?; grep -E '^metamorphic:|again:|^(ok|FAIL|panic)' metamorphic.log; [ $$s = 0 ] && rm metamorphic.log; exit $$s
 
 soak: postgres ## follow under load for DURATION (default 1h) while everything breaks; needs the machine for itself
 	FICUS_SOAK=$(DURATION) go test ./internal/soaktest -run TestSoak -count 1 -v -timeout 0

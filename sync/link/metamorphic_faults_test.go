@@ -1,7 +1,9 @@
 package link
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/ficus-migrate/ficus/internal/faultpg"
+	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/source"
 )
 
@@ -20,7 +23,7 @@ func (h *history) befall(t *testing.T) {
 		proxy, name = h.target, "target"
 	}
 	n := h.r.Int64N(20_000)
-	switch h.r.IntN(18) {
+	switch h.r.IntN(22) {
 	case 0:
 		name += " cut"
 		proxy.Cut()
@@ -32,7 +35,7 @@ func (h *history) befall(t *testing.T) {
 		proxy.ResetAfter(faultpg.ToServer, n)
 	case 3:
 		name = "restart"
-		h.stop()
+		h.stop(t)
 		h.close(t)
 		h.open(t)
 		h.follow(t)
@@ -52,13 +55,25 @@ func (h *history) befall(t *testing.T) {
 		h.to.Exec(t, endSessions)
 	case 9, 10:
 		name = "" // crash tells
-		h.crash(t, "crash", func() { h.stop() })
+		h.crash(t, "crash", func() { h.stop(t) })
 		h.follow(t)
 	case 11:
 		if h.Ack != source.AckApplied || !h.lose(t) {
 			return
 		}
 		name = "directory lost"
+	case 12:
+		name = "copied again"
+		h.resync(t)
+	case 13, 14:
+		name = "" // mend tells
+		h.alter(t)
+	case 15, 16, 17:
+		if !h.Own {
+			return
+		}
+		name += " server crashed"
+		h.restart(t, name == "target server crashed")
 	default:
 		return
 	}
@@ -94,7 +109,7 @@ func (h *history) lose(t *testing.T) bool {
 		return false
 	}
 	h.flow()
-	h.stop()
+	h.stop(t)
 	h.close(t)
 	h.disk = vfs.NewCrashableMem()
 	h.open(t)
@@ -109,6 +124,55 @@ type quiet struct{}
 func (quiet) Infof(string, ...any)  {}
 func (quiet) Errorf(string, ...any) {}
 func (quiet) Fatalf(string, ...any) {}
+
+// resync copies tables again while the writers go on.
+func (h *history) resync(t *testing.T) {
+	t.Helper()
+	h.flow()
+	h.stop(t)
+	if h.altered != nil {
+		h.follow(t)
+		return
+	}
+	var tables []schema.Name
+	for _, i := range h.r.Perm(len(h.mappings))[:1+h.r.IntN(3)] {
+		tables = append(tables, h.mappings[i].Source.Name)
+	}
+	h.copy(t, func(ctx context.Context) error {
+		_, err := h.link.Resync(ctx, tables, h.Load)
+		return err
+	}, 15)
+	h.follow(t)
+}
+
+// alter changes a table of the source in a way that the link does not follow by itself.
+func (h *history) alter(t *testing.T) {
+	t.Helper()
+	if h.altered != nil {
+		return
+	}
+	h.commit(t)
+	h.columns++
+	sql := fmt.Sprintf("ALTER TABLE public.%s ADD c%d int DEFAULT %[2]d", []string{"keyed", "loose", "part", "many_1", "booked", "bag"}[h.r.IntN(6)], h.columns)
+	if h.r.IntN(4) == 0 {
+		sql = "ALTER TABLE public.swap ALTER v TYPE bigint"
+	}
+	h.from.Exec(t, sql)
+	h.altered = append(h.altered, sql)
+}
+
+// restart crashes one of the history's own servers.
+func (h *history) restart(t *testing.T, target bool) {
+	t.Helper()
+	if target {
+		h.servers[1].Kill(t)
+		h.servers[1].Start(t)
+		return
+	}
+	h.servers[0].Kill(t)
+	h.servers[0].Start(t)
+	h.connect(t)
+}
 
 // openSpills counts the transactions in a closed store that have no end; see the layout in eventstore.
 func openSpills(disk *vfs.MemFS, stream string) (n int, err error) {

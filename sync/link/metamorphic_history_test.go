@@ -18,8 +18,10 @@ import (
 	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/faultpg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/source"
+	"github.com/ficus-migrate/ficus/transform"
 	"github.com/ficus-migrate/ficus/verify"
 )
 
@@ -31,6 +33,7 @@ type settings struct {
 	MaxRows, MaxBytes int
 	Load              LoadConfig
 	Small             bool // logical_decoding_work_mem: transactions are streamed, or spilled by the server, early
+	Own               bool // servers of its own, which crash
 	Sessions, Steps   int
 	r                 *rand.Rand // chooses what befalls
 }
@@ -42,7 +45,7 @@ func newSettings(r *rand.Rand, majors []int) settings {
 		Ack: source.AckPolicy(r.IntN(2)), Streaming: source.Streaming(r.IntN(2)),
 		MaxRows: pick(1, 7, 30, 200, 0), MaxBytes: pick(2000, 50_000, 0, 0),
 		Load:  LoadConfig{Workers: 1 + r.IntN(3), ChunkBytes: int64(pick(8<<10, 64<<10, 0))},
-		Small: r.IntN(2) == 0, Sessions: 2 + r.IntN(3), Steps: pick(20, 60, 60, 150, 150, 400), r: r,
+		Small: r.IntN(2) == 0, Own: len(majors) > 2 && r.IntN(30) == 0, Sessions: 2 + r.IntN(3), Steps: pick(20, 60, 60, 150, 150, 400), r: r,
 	}
 	if *steps > 0 {
 		s.Steps = *steps
@@ -53,14 +56,20 @@ func newSettings(r *rand.Rand, majors []int) settings {
 // A history is what one seed makes happen: sessions that write, and what befalls the link.
 type history struct {
 	settings
-	*ground
 
 	from, to       *pgtest.Database
+	servers        [2]*pgtest.Cluster // of from and to, where they are the history's own
 	source, target *faultpg.Proxy
 	disk           *vfs.MemFS // loses what was not synced when it crashes
 	store          *eventstore.Store
 	link           *Link
-	stop           func() // the running link; nil when there is none
+	cancel         context.CancelCauseFunc // ends the running link; nil when there is none
+	ended          chan error              // gets what it returned
+
+	mappings []transform.Mapping
+	whole    []schema.Name // tables that need REPLICA IDENTITY FULL
+	altered  []string      // at the source, and not yet at the target
+	columns  int           // that were added
 
 	w        *rand.Rand // chooses what is written
 	sessions []*session
@@ -76,9 +85,19 @@ type history struct {
 
 func (c *campaign) newHistory(t *testing.T, seed uint64, s settings) *history {
 	t.Helper()
-	h := &history{settings: s, w: rand.New(rand.NewPCG(seed, 0)), disk: vfs.NewCrashableMem(), ground: c.grounds[s.From]}
-	h.from = pgtest.DB(t, pgtest.Version(s.From), pgtest.Template(h.full))
-	h.to = pgtest.DB(t, pgtest.Version(s.To), pgtest.Template(c.grounds[s.To].empty))
+	h := &history{settings: s, w: rand.New(rand.NewPCG(seed, 0)), disk: vfs.NewCrashableMem()}
+	h.mappings, h.whole = c.grounds[s.From].mappings, c.grounds[s.From].whole
+	if s.Own {
+		for i, major := range []int{s.From, s.To} {
+			h.servers[i] = smallCluster(t, pgtest.Version(major))
+		}
+		h.from, h.to = h.servers[0].DB(t), h.servers[1].DB(t)
+		h.from.Exec(t, historyTables()+historyRows)
+		h.to.Exec(t, historyTables())
+	} else {
+		h.from = pgtest.DB(t, pgtest.Version(s.From), pgtest.Template(c.grounds[s.From].full))
+		h.to = pgtest.DB(t, pgtest.Version(s.To), pgtest.Template(c.grounds[s.To].empty))
+	}
 	h.source, h.target = faultpg.New(t, h.from.DSN), faultpg.New(t, h.to.DSN)
 	if s.Small {
 		h.from.Exec(t, `DO $$BEGIN EXECUTE format('ALTER DATABASE %I SET logical_decoding_work_mem = ''64kB''', current_database()); END$$`)
@@ -106,6 +125,7 @@ func (h *history) live(t *testing.T) {
 	h.follow(t)
 	for done := 0; done < h.Steps; done += 15 {
 		h.steps(t, 15)
+		h.tend(t)
 		if !*calm {
 			h.befall(t)
 		}
@@ -115,13 +135,14 @@ func (h *history) live(t *testing.T) {
 	if h.r.IntN(20) == 0 {
 		h.proven(t)
 	}
-	h.stop()
+	h.stop(t)
 	h.closed(t)
 }
 
 // connect opens the sessions that write.
 func (h *history) connect(t *testing.T) {
 	t.Helper()
+	h.sessions = nil
 	for range h.Sessions {
 		conn, err := h.from.DSN.Connect(t.Context(), "test", func(c *pgx.ConnConfig) {
 			c.RuntimeParams["search_path"] = "public"
@@ -166,14 +187,60 @@ func (h *history) copy(t *testing.T, copying func(context.Context) error, n int)
 	}
 }
 
-// follow runs the link until h.stop, which reports how it ended.
+// follow runs the link until stop.
 func (h *history) follow(t *testing.T) {
 	t.Helper()
-	stop := run(t, h.link)
-	h.stop = func() {
-		stop()
-		h.stop = nil
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(t.Context()))
+	ended, link := make(chan error, 1), h.link
+	go func() { ended <- link.Run(ctx) }()
+	h.cancel, h.ended = cancel, ended
+}
+
+// stop ends the running link.
+func (h *history) stop(t *testing.T) {
+	t.Helper()
+	if h.cancel == nil {
+		return
 	}
+	h.cancel(errStopHistory)
+	err := <-h.ended
+	h.cancel = nil
+	if !errors.Is(err, errStopHistory) && !(h.altered != nil && errors.Is(err, apply.ErrSchemaChanged)) {
+		t.Errorf("run ended with %v", err)
+	}
+}
+
+// tend looks whether the link has stopped because of what the source's tables have become, and then
+// does what an operator would do.
+func (h *history) tend(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-h.ended:
+		h.cancel(nil)
+		h.cancel = nil
+		if h.altered == nil || !errors.Is(err, apply.ErrSchemaChanged) {
+			t.Fatalf("run ended with %v", err)
+		}
+		h.mend(t)
+	default:
+	}
+}
+
+// mend alters the target as the source was altered and gives the link mappings of both.
+func (h *history) mend(t *testing.T) {
+	t.Helper()
+	h.flow()
+	h.commit(t) // for which Remap waits
+	for _, sql := range h.altered {
+		h.to.Exec(t, sql)
+	}
+	h.altered = nil
+	var err error
+	h.mappings, h.whole, err = describe(t.Context(), h.from)
+	must(t, err)
+	must(t, h.link.Remap(t.Context(), h.mappings, h.whole, nil))
+	h.follow(t)
+	h.log = append(h.log, "table altered")
 }
 
 // open makes the link of this process, prepared or not, on what is on disk.
@@ -206,9 +273,7 @@ func (h *history) end(t *testing.T) {
 		_ = s.conn.Close(context.WithoutCancel(t.Context()))
 	}
 	h.flow()
-	if h.stop != nil {
-		h.stop()
-	}
+	h.stop(t)
 	h.close(t)
 	h.open(t)
 	must(t, h.link.Drop(context.WithoutCancel(t.Context())))
@@ -227,9 +292,23 @@ func (h *history) rest(t *testing.T) {
 	t.Helper()
 	h.commit(t)
 	h.flow()
+	h.mark(t)
+	if h.altered != nil { // and no row has come from those tables since
+		h.stop(t)
+		h.mend(t)
+		h.mark(t)
+	}
+}
+
+// mark waits until the target has everything that is committed.
+func (h *history) mark(t *testing.T) {
+	t.Helper()
 	h.from.Exec(t, `INSERT INTO public.marker SELECT count(*) + 1 FROM public.marker`)
 	want := h.from.Int(t, `SELECT count(*) FROM public.marker`)
-	h.await(t, "the target to catch up", func() bool { return h.to.Int(t, `SELECT count(*) FROM public.marker`) == want })
+	h.await(t, "the target to catch up", func() bool {
+		h.tend(t)
+		return h.to.Int(t, `SELECT count(*) FROM public.marker`) == want
+	})
 }
 
 // await waits longer than pgtest.Eventually: connections that broke again and again are tried anew
@@ -269,6 +348,10 @@ func (h *history) equal(t *testing.T) {
 	if err != nil || !ok || at == 0 || at > now {
 		t.Errorf("progress %s (%t, %v), the source stands at %s", at, ok, err, now)
 	}
+	if left := h.to.Strings(t, `SELECT table_name FROM ficus.manifest WHERE base = '' OR parts > (SELECT count(*) FROM ficus.manifest_part p
+		WHERE p.link = manifest.link AND p.table_name = manifest.table_name)`); len(left) != 0 {
+		t.Errorf("the manifest says that these are not complete: %q", left)
+	}
 	h.rows = h.to.Int(t, `SELECT sum(n) FROM (`+strings.ReplaceAll(strings.Join(counts(tables), " UNION ALL "), "\n", " ")+`) x`)
 }
 
@@ -299,5 +382,7 @@ func (h *history) closed(t *testing.T) {
 	}
 }
 
-// errCrash is the cause with which a copy is cut short.
-var errCrash = errors.New("crash")
+var (
+	errCrash       = errors.New("crash")                      // the cause with which a copy is cut short
+	errStopHistory = errors.New("the history stops its link") // the cause with which a link is
+)

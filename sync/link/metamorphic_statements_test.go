@@ -303,6 +303,12 @@ func (h *history) statement() string {
 			}
 			return fmt.Sprintf("INSERT INTO kinds (id, %s) VALUES (%d, %s) ON CONFLICT DO NOTHING", strings.Join(columns, ", "), n(100), strings.Join(values, ", "))
 		},
+		func() string { // DDL that means nothing to the rows
+			if r.IntN(6) > 0 {
+				return "SELECT"
+			}
+			return []string{"CREATE INDEX ON keyed (n)", "ALTER TABLE pairs ALTER v SET STATISTICS 10", "COMMENT ON TABLE bag IS 'x'"}[r.IntN(3)]
+		},
 		func() string { return fmt.Sprintf("DELETE FROM kinds WHERE id %% 10 = %d", n(9)) },
 		func() string { // large: more than logical_decoding_work_mem, than a batch, than what is held in memory of one transaction
 			rows := []int{300, 500, 2000, 15_000}[r.IntN(4)]
