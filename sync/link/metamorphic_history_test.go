@@ -81,6 +81,7 @@ type history struct {
 	commits  int
 	rows     int64
 	log      []string // of what befell
+	again    string   // the command that repeats the choices
 }
 
 func (c *campaign) newHistory(t *testing.T, seed uint64, s settings) *history {
@@ -104,7 +105,7 @@ func (c *campaign) newHistory(t *testing.T, seed uint64, s settings) *history {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("again: go test ./sync/link -run TestMetamorphic -seed %d\n%+v\n%s", seed, s, strings.Join(h.log, ", "))
+			t.Logf("again: %s\n%+v\n%s", h.again, s, strings.Join(h.log, ", "))
 		}
 		h.end(t)
 	})

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +25,7 @@ var (
 	atMost    = flag.Duration("atmost", 0, "begin no history after this long (default: no bound)")
 	seed      = flag.Uint64("seed", 0, "the first one's seed (default: 1, or the time for many); with -histories 0 it runs alone")
 	calm      = flag.Bool("calm", false, "let nothing befall the link: to find out whether a failing seed needs it")
+	versions  = flag.String("majors", "", "PostgreSQL versions that take part, as 13,18 (default: the oldest and the newest here, or all for many)")
 	steps     = flag.Int("steps", 0, "how many steps the writers take (default: what the seed says)")
 )
 
@@ -70,7 +72,7 @@ func TestMetamorphic(t *testing.T) {
 	if n > 6 && *seed == 0 {
 		first = uint64(time.Now().UnixMilli())
 	}
-	c := &campaign{majors: majors(t), grounds: map[int]*ground{}}
+	c := &campaign{majors: majors(t, n > 6), grounds: map[int]*ground{}}
 	for _, major := range c.majors {
 		c.grounds[major] = newGround(t, major)
 	}
@@ -92,22 +94,24 @@ func TestMetamorphic(t *testing.T) {
 	fmt.Println(c.summary())
 }
 
-// majors returns the versions that take part: the default one and the newest, or all there are where
-// there is time.
-func majors(t *testing.T) []int {
+// majors returns the versions that take part.
+func majors(t *testing.T, many bool) (list []int) {
 	t.Helper()
+	if *versions != "" {
+		for text := range strings.SplitSeq(*versions, ",") {
+			major, err := strconv.Atoi(text)
+			must(t, err)
+			list = append(list, major)
+		}
+		return list
+	}
 	installs, err := pgserver.Find()
 	must(t, err)
-	list := make([]int, 0, len(installs))
 	for _, in := range installs {
 		list = append(list, in.Major)
 	}
 	slices.Sort(list)
-	list = slices.Compact(list)
-	if list[0] < 13 {
-		t.Fatalf("versions %v", list)
-	}
-	if !long() && *histories == 0 && len(list) > 2 {
+	if list = slices.Compact(list); !many && len(list) > 2 {
 		return []int{list[0], list[len(list)-1]}
 	}
 	return list
@@ -141,6 +145,7 @@ func (c *campaign) run(t *testing.T, seed uint64) {
 	// Two sources of choices: what befalls the link may be left out without changing what is written.
 	s := newSettings(rand.New(rand.NewPCG(seed, 1)), c.majors)
 	h := c.newHistory(t, seed, s)
+	h.again = fmt.Sprintf("go test ./sync/link -run TestMetamorphic -seed %d -majors %s", seed, strings.Trim(strings.ReplaceAll(fmt.Sprint(c.majors), " ", ","), "[]"))
 	h.live(t)
 	c.mu.Lock()
 	defer c.mu.Unlock()
