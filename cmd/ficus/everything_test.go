@@ -124,8 +124,10 @@ func TestNothingIsForgotten(t *testing.T) {
 			t.Errorf("%s is neither on the target nor in a finding", o)
 		}
 	}
-	for _, kind := range []string{"large-objects source", "settings database", "temporary source 1 ", "prepared 'e_prepared'", "subscription source", "publication e_publication",
-		"not-moved e_schema.e_unlogged", "not-moved e_schema.e_foreign", "not-moved e_schema.e_materialized", "fires-always e_schema.e_child", "partitions e_schema.e_partitioned"} {
+	for _, kind := range []string{
+		"large-objects source", "settings database", "temporary source 1 ", "prepared 'e_prepared'", "subscription source", "publication e_publication",
+		"not-moved e_schema.e_unlogged", "not-moved e_schema.e_foreign", "not-moved e_schema.e_materialized", "fires-always e_schema.e_child", "partitions e_schema.e_partitioned",
+	} {
 		if !strings.Contains(findings.String(), kind) {
 			t.Errorf("no finding %q", kind)
 		}

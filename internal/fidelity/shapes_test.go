@@ -160,6 +160,8 @@ func columns() []shape {
 			rows:    `INSERT INTO "no key" SELECT 'T', 'image', 1, 2, 'tid', i / 2, 3, 4, 5, 6, 7 FROM generate_series(1, 9) AS i`,
 			changes: []string{`UPDATE "no key" SET nth = 9 WHERE n0 = 1; DELETE FROM "no key" WHERE ctid = (SELECT ctid FROM "no key" WHERE n0 = 2 LIMIT 1)`},
 		},
+		toasted("toasted", ", PRIMARY KEY (id)", ""),
+		toasted("toasted_no_key", "", "; ALTER TABLE toasted_no_key REPLICA IDENTITY FULL"),
 		{
 			name:    "null_everywhere",
 			tables:  `CREATE TABLE nulls (a int, b text, c bytea, d numeric, e int[]); ALTER TABLE nulls REPLICA IDENTITY FULL`,
@@ -167,4 +169,32 @@ func columns() []shape {
 			changes: []string{`UPDATE nulls SET a = NULL WHERE a = 1; UPDATE nulls SET b = '' WHERE b IS NULL; DELETE FROM nulls WHERE d IS NULL; INSERT INTO nulls DEFAULT VALUES; INSERT INTO nulls DEFAULT VALUES`},
 		},
 	}
+}
+
+// toasted is a table with four large columns, of which each subset is updated, alone and again in the
+// same transaction with its complement, also together with the key.
+func toasted(name, key, more string) shape {
+	s := shape{
+		name:   name,
+		tables: fmt.Sprintf("CREATE TABLE %s (id int, a text, b text, c text, d text%s)%s", name, key, more),
+		rows:   fmt.Sprintf("INSERT INTO %s SELECT i, l || i, l || i, l || i, l || i FROM generate_series(0, 31) i, (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 100) n) AS x(l)", name),
+	}
+	for subset := 1; subset < 16; subset++ {
+		var set, rest []string
+		for i, column := range []string{"a", "b", "c", "d"} {
+			sql := fmt.Sprintf("%s = reverse(%[1]s)", column)
+			if subset>>i&1 == 1 {
+				set = append(set, sql)
+			} else {
+				rest = append(rest, sql)
+			}
+		}
+		update := fmt.Sprintf("UPDATE %s SET %s WHERE id = %d", name, strings.Join(set, ", "), subset)
+		moved := fmt.Sprintf("UPDATE %s SET id = id + 100, %s WHERE id = %d", name, strings.Join(set, ", "), subset+16)
+		s.changes = append(s.changes, update, moved)
+		if len(rest) > 0 {
+			s.changes = append(s.changes, fmt.Sprintf("BEGIN; %s; UPDATE %s SET %s WHERE id = %d; COMMIT", update, name, strings.Join(rest, ", "), subset))
+		}
+	}
+	return s
 }
