@@ -45,15 +45,15 @@ func TestWALAlarm(t *testing.T) {
 		f.target.Cut()
 		f.from.Exec(t, `INSERT INTO public.entry VALUES (7, 7)`) // which the slot keeps
 		f.writeWAL(t)
-		pgtest.Eventually(t, "the warning", func() bool { return len(f.link.Warnings()) == 1 })
-		if w := f.link.Warnings()[0]; !strings.Contains(w, "3.0 MB") || alarms.Load() != n+1 {
+		pgtest.Eventually(t, "the warning", func() bool { return len(f.link.walWarnings()) == 1 })
+		if w := f.link.walWarnings()[0]; !strings.Contains(w, "3.0 MB") || alarms.Load() != n+1 {
 			t.Errorf("warning %q, %d alarms, want %d", w, alarms.Load(), n+1)
 		}
 		f.target.Refuse(false)
 		f.settle(t)
 		pgtest.Eventually(t, "the warning to go", func() bool {
 			f.from.Exec(t, `CHECKPOINT`) // and with it a record that lets the slot move on
-			return len(f.link.Warnings()) == 0
+			return len(f.link.walWarnings()) == 0
 		})
 	}
 	stop()
@@ -95,7 +95,7 @@ func TestWALPauseCopy(t *testing.T) {
 		ended <- err
 	}()
 	pgtest.Eventually(t, "the copy to wait, and the reader to read", func() bool {
-		return len(f.link.Warnings()) == 1 && f.from.Int(t, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active`, f.name()) == 1
+		return len(f.link.walWarnings()) == 1 && f.from.Int(t, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active`, f.name()) == 1
 	})
 	if n := f.to.Int(t, `SELECT (SELECT count(*) FROM public.account) + (SELECT count(*) FROM public.entry)`); n != 0 {
 		t.Errorf("%d rows were copied meanwhile", n)
