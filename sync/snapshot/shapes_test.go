@@ -188,6 +188,9 @@ func TestTypes(t *testing.T) {
 			"numbers": "binary", "texts": "binary", "times": "binary", "others": "binary", "moods": "binary",
 			"own": "text", "names": "text", "queries": "text",
 		}
+		if versions[0] >= 17 && versions[1] < 17 { // infinite intervals, see TestFormat
+			want["times"] = "text"
+		}
 		if diff := cmp.Diff(want, formats); diff != "" {
 			t.Errorf("%d to %d: formats (-want +got):\n%s", src.Major, dst.Major, diff)
 		}
