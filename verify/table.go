@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/inspect"
 	"github.com/ficus-migrate/ficus/transform"
 )
 
@@ -144,27 +145,18 @@ func columnTypes(ctx context.Context, n *node, tables []*table) (types, error) {
 	return res, res.names.fill(ctx, n)
 }
 
-// namesSQL describes types given by two arrays, OIDs and modifiers. The operator is that of the
-// type's default btree operator class; types that have none of their own (enums, arrays, ranges,
-// composites) use pg_catalog's.
-const namesSQL = `
-SELECT w.o, w.m, format_type(w.o, w.m), format_type(w.o, -1), coalesce(e.op, 'OPERATOR(pg_catalog.=)'), coalesce(i.call, '')
+// namesSQL describes types given by two arrays, OIDs and modifiers.
+func namesSQL() string {
+	return `
+SELECT w.o, w.m, format_type(w.o, w.m), format_type(w.o, -1), ` + inspect.Equality("w.o") + `, coalesce(i.call, '')
 FROM unnest($1::oid[], $2::int4[]) AS w(o, m)
-LEFT JOIN LATERAL (
-	SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) AS op
-	FROM pg_opclass oc
-	JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3
-	JOIN pg_operator o ON o.oid = ao.amopopr
-	JOIN pg_namespace n ON n.oid = o.oprnamespace
-	WHERE oc.opcdefault AND oc.opcmethod = (SELECT oid FROM pg_am WHERE amname = 'btree') AND oc.opcintype = w.o
-	LIMIT 1
-) e ON true
 LEFT JOIN LATERAL (
 	SELECT format(CASE p.pronargs WHEN 1 THEN '%I.%I($text::cstring)' ELSE '%I.%I($text::cstring, %s::oid, -1)' END,
 		n.nspname, p.proname, CASE WHEN t.typelem <> 0 THEN t.typelem ELSE t.oid END) AS call
 	FROM pg_cast c JOIN pg_type t ON t.oid = c.casttarget JOIN pg_proc p ON p.oid = t.typinput JOIN pg_namespace n ON n.oid = p.pronamespace
 	WHERE c.castsource = 'text'::regtype AND c.casttarget = w.o AND c.castmethod = 'f'
 ) i ON true`
+}
 
 // fill looks the names up.
 func (names names) fill(ctx context.Context, n *node) error {
@@ -172,7 +164,7 @@ func (names names) fill(ctx context.Context, n *node) error {
 	for t := range names {
 		oids, mods = append(oids, t.oid), append(mods, t.mod)
 	}
-	rows, err := n.control.Query(ctx, namesSQL, oids, mods)
+	rows, err := n.control.Query(ctx, namesSQL(), oids, mods)
 	if err != nil {
 		return n.fail("read type names", err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/schema/inspect"
 	"github.com/ficus-migrate/ficus/transform"
 )
 
@@ -67,9 +68,9 @@ const octalChar = `(CASE WHEN length(%s) = 4 THEN ((((ascii(substr(%s, 2, 1)) - 
 
 // catalogSQL lists the columns of the tables named by two arrays, schemas and names.
 //
-// base resolves domains. The equality operator is that of the type's default btree operator class;
-// types that have none of their own (enums, arrays, ranges, composites) use pg_catalog's.
-const catalogSQL = `
+// base resolves domains.
+func catalogSQL() string {
+	return `
 WITH RECURSIVE cols AS (
 	SELECT n.nspname, c.oid AS relid, c.relname, c.relkind, a.attnum, a.attname, a.attidentity, a.attgenerated, a.atttypid, a.atttypmod
 	FROM unnest($1::text[], $2::text[]) AS w(nsp, rel)
@@ -88,19 +89,10 @@ SELECT k.nspname, k.relname, k.relkind = 'p',
 		AND (g.tgrelid = k.relid OR g.tgrelid IN (SELECT relid FROM pg_partition_tree(k.relid)))),
 	k.attname, k.attgenerated <> '', k.attidentity = 'a',
 	format_type(b.oid, -1), format_type(k.atttypid, k.atttypmod), b.oid <> k.atttypid,
-	coalesce(e.op, 'OPERATOR(pg_catalog.=)'),
+	` + inspect.Equality("b.oid") + `,
 	CASE WHEN b.oid = '"char"'::regtype AND current_setting('server_version_num')::int < 150000 THEN $3 ELSE coalesce(i.call, '') END
 FROM cols k
 JOIN base b ON b.typ = k.atttypid AND b.typtype <> 'd'
-LEFT JOIN LATERAL (
-	SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) AS op
-	FROM pg_opclass oc
-	JOIN pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3
-	JOIN pg_operator o ON o.oid = ao.amopopr
-	JOIN pg_namespace n ON n.oid = o.oprnamespace
-	WHERE oc.opcdefault AND oc.opcmethod = (SELECT oid FROM pg_am WHERE amname = 'btree') AND oc.opcintype = b.oid
-	LIMIT 1
-) e ON true
 LEFT JOIN LATERAL (
 	SELECT format(CASE p.pronargs WHEN 1 THEN '%I.%I(%%s::pg_catalog.cstring)' ELSE '%I.%I(%%s::pg_catalog.cstring, %s::pg_catalog.oid, -1)' END,
 		n.nspname, p.proname, CASE WHEN t.typelem <> 0 THEN t.typelem ELSE t.oid END) AS call
@@ -108,6 +100,7 @@ LEFT JOIN LATERAL (
 	WHERE c.castsource = 'text'::regtype AND c.casttarget = b.oid AND c.castmethod = 'f'
 ) i ON true
 ORDER BY k.relid, k.attnum`
+}
 
 // loadTargets reads the target tables of all mappings. A table that is missing is an error.
 func loadTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mapping) (map[schema.Name]*target, error) {
@@ -115,7 +108,7 @@ func loadTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mappi
 	for i := range mappings {
 		schemas[i], names[i] = mappings[i].Target.Schema, mappings[i].Target.Name
 	}
-	rows, err := conn.Query(ctx, catalogSQL, schemas, names, octalChar)
+	rows, err := conn.Query(ctx, catalogSQL(), schemas, names, octalChar)
 	if err != nil {
 		return nil, fmt.Errorf("read the destination's catalog: %w", err)
 	}
