@@ -136,7 +136,7 @@ func (f *follower) turn(ctx context.Context, v *view, known *transform.Mapping, 
 	if err != nil {
 		return f.refuse(known.Source.Name, describe(e)+": "+err.Error(), f.adviceRules())
 	}
-	told := f.engine.current().Told == s.fingerprint()
+	told := f.engine.current().Told == s.print
 	automatic := f.safe() && e.Safe() && !s.lossy
 	switch {
 	case !automatic && !told:
@@ -146,7 +146,7 @@ func (f *follower) turn(ctx context.Context, v *view, known *transform.Mapping, 
 	case automatic && e.Certain() && s.doubt == "":
 		return f.execute(ctx, s, nil)
 	}
-	first := s.why
+	first, print := s.why, s.print
 	// The table is copied anew, as it is now: everything of an older shape will be passed over.
 	if e = evolve.Compare(&known.Source, nil, now); e.Ahead {
 		return fmt.Errorf("table %s: the catalog is ahead of itself", known.Source.Name.Display())
@@ -155,6 +155,7 @@ func (f *follower) turn(ctx context.Context, v *view, known *transform.Mapping, 
 		return f.refuse(known.Source.Name, describe(e)+": "+err.Error(), f.adviceRules())
 	}
 	again := []schema.Name{known.Source.Name}
+	s.print = print
 	if s.why == "" {
 		s.why = first + ", and back again"
 	}
@@ -173,6 +174,7 @@ type step struct {
 
 	known      *transform.Mapping
 	why        string // the differences in words
+	print      string // tells the change from others: an operator was told of it
 	next       *blueprint
 	statements []evolve.Statement
 	doubt      string
@@ -190,14 +192,14 @@ func (s *step) needs() []string {
 	return sql
 }
 
-// fingerprint tells a change that an operator was told of from others.
-func (s *step) fingerprint() string {
-	return s.known.Source.Name.Display() + ": " + s.why
-}
+// String names the table and what became of it.
+func (s *step) String() string { return s.known.Source.Name.Display() + ": " + s.why }
 
-func describe(e *evolve.Evolution) string {
+func describe(e *evolve.Evolution) string { return words(e.Differences) }
+
+func words(differences []evolve.Difference) string {
 	var what []string
-	for _, d := range e.Differences {
+	for _, d := range differences {
 		what = append(what, d.String())
 	}
 	return strings.Join(what, ", ")
@@ -214,7 +216,8 @@ func (f *follower) step(ctx context.Context, v *view, known *transform.Mapping, 
 	next.invert()
 	next.measure(f.engine.job.playbook.Follow.NoReplicaIdentity)
 	v.remember(next, e)
-	s := &step{Evolution: e, known: known, why: describe(e), next: next, lossy: f.engine.reverse != nil && len(next.Lossy) > 0}
+	rows := slices.DeleteFunc(slices.Clone(e.Differences), func(d evolve.Difference) bool { return passive(d.Kind) })
+	s := &step{Evolution: e, known: known, why: describe(e), print: known.Source.Name.Display() + ": " + words(rows), next: next, lossy: f.engine.reverse != nil && len(next.Lossy) > 0}
 	target, err := f.target(ctx, m.Target)
 	if err != nil {
 		return nil, err
@@ -288,7 +291,7 @@ func runDDL(ctx context.Context, conn *pgx.Conn, statements []evolve.Statement) 
 
 // adopt makes the new mapping the migration's.
 func (f *follower) adopt(ctx context.Context, s *step, again []schema.Name) error {
-	why := "table " + s.fingerprint()
+	why := "table " + s.String()
 	s.next.Told = ""
 	s.next.Pending = &pending{Resync: again, Why: why}
 	if err := f.engine.replace(f.store, s.next); err != nil {
@@ -335,7 +338,8 @@ func (f *follower) finish(ctx context.Context) error {
 	}
 	done := *plan
 	done.Pending = nil
-	return f.engine.replace(f.store, &done)
+	// Once more, for comparisons that began while tables were being copied.
+	return errors.Join(f.engine.verifier.unprove(), f.engine.replace(f.store, &done))
 }
 
 // copyAgain copies tables anew.
@@ -399,7 +403,7 @@ func (f *follower) reshape(ctx context.Context, v *view, known *transform.Mappin
 	if err := f.engine.replace(f.store, s.next); err != nil {
 		return err
 	}
-	f.tell("copies table " + s.fingerprint())
+	f.tell("takes table " + s.String() + ", ahead of its copy")
 	return errReshaped
 }
 
@@ -428,7 +432,7 @@ func (f *follower) tell(message string) {
 // has seen to it.
 func (f *follower) stop(s *step) error {
 	told := *f.engine.current()
-	told.Told = s.fingerprint()
+	told.Told = s.print
 	if err := f.engine.replace(f.store, &told); err != nil {
 		return err
 	}

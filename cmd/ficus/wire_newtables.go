@@ -27,9 +27,15 @@ func (f *follower) newTables(v *view) []schema.Table {
 		if t.Parent != nil || !movable || !match.Match(t.Name) {
 			continue
 		}
-		if !slices.ContainsFunc(v.plan.Tables, func(o schema.Table) bool { return o.OID == t.OID || o.Name == t.Name }) {
-			fresh = append(fresh, t)
+		if slices.ContainsFunc(v.plan.Tables, func(o schema.Table) bool { return o.OID == t.OID || o.Name == t.Name }) {
+			continue
 		}
+		// A slot reads WAL from before the publication of inserts, which cannot come later.
+		if p.Follow.NoReplicaIdentity && len(t.IdentKey) == 0 && t.Identity != schema.IdentityFull && len(v.plan.Forward.InsertOnly) == 0 {
+			f.warn(t.Name.Display(), "new-table", "the table is new at the source, has no key, and does not move", "give it a primary key or REPLICA IDENTITY FULL")
+			continue
+		}
+		fresh = append(fresh, t)
 	}
 	return fresh
 }

@@ -32,9 +32,12 @@ SELECT concat_ws(' ',
 	(SELECT sum(hashtextextended(concat_ws(' ', a.attrelid, a.attnum, a.xmin), 0)) FROM pg_catalog.pg_attribute a
 		JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
 		WHERE a.attrelid >= 16384 AND a.attnum > 0),
-	(SELECT sum(hashtextextended(concat_ws(' ', d.adrelid, d.adnum, d.xmin), 0)) FROM pg_catalog.pg_attrdef d),
+	(SELECT sum(hashtextextended(concat_ws(' ', d.adrelid, d.adnum, d.xmin), 0)) FROM pg_catalog.pg_attrdef d
+		JOIN pg_catalog.pg_class c ON c.oid = d.adrelid AND c.relpersistence <> 't'),
 	(SELECT sum(hashtextextended(concat_ws(' ', i.inhrelid, i.inhparent), 0)) FROM pg_catalog.pg_inherits i),
-	(SELECT sum(hashtextextended(concat_ws(' ', i.indexrelid, i.xmin), 0)) FROM pg_catalog.pg_index i WHERE i.indexrelid >= 16384))`
+	(SELECT sum(hashtextextended(concat_ws(' ', i.indexrelid, i.xmin), 0)) FROM pg_catalog.pg_index i
+		JOIN pg_catalog.pg_class c ON c.oid = i.indrelid AND c.relpersistence <> 't' WHERE i.indexrelid >= 16384),
+	(SELECT sum(hashtextextended(concat_ws(' ', o.oid, o.xmin), 0)) FROM pg_catalog.pg_constraint o WHERE o.contype = 'f'))`
 
 // A watcher looks for DDL that the stream does not show.
 type watcher struct {
