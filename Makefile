@@ -65,7 +65,7 @@ bench: ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	@if ls bench/*.go >/dev/null 2>&1; then go run ./bench; fi
 
-pg: ## fetch PostgreSQL 13, 15, 16, 17 and 18 into .cache/pg for tests and the demo
+pg: ## fetch PostgreSQL 13 to 18 into .cache/pg for tests and the demo
 	.ci/fetch-pg
 
 postgres: # make sure that a PostgreSQL server is on this machine

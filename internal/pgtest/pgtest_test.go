@@ -99,7 +99,7 @@ func TestLoad(t *testing.T) {
 // Every major that the machine has can be started; one that it has not is replaced by the default.
 func TestVersions(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 15, 16, 17, 18} {
+	for _, major := range []int{13, 14, 15, 16, 17, 18} {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			t.Parallel()
 			in, err := installFor(major)

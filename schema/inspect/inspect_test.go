@@ -243,7 +243,7 @@ func TestKeysOf18(t *testing.T) {
 // The catalogs differ between majors; the answers do not.
 func TestVersions(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 15, 16, 17, 18} {
+	for _, major := range []int{13, 14, 15, 16, 17, 18} {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			t.Parallel()
 			db := pgtest.DB(t, pgtest.Version(major))

@@ -16,7 +16,7 @@ import (
 // Broken on purpose: an ackable that never returns more than what is stored keeps all of it.
 func TestIdleSlotMoves(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 15, 16, 17, 18} {
+	for _, major := range []int{13, 14, 15, 16, 17, 18} {
 		for _, ack := range []source.AckPolicy{source.AckStored, source.AckApplied} {
 			t.Run(fmt.Sprintf("%d, %s", major, ack), func(t *testing.T) {
 				t.Parallel()

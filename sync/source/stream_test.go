@@ -13,7 +13,7 @@ import (
 func TestStream(t *testing.T) {
 	t.Parallel()
 	// Before 15, PostgreSQL sends the begin and commit of transactions in which nothing is published.
-	for _, major := range []int{13, 15, 18} {
+	for _, major := range []int{13, 14, 15, 18} {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			testStream(t, pgtest.DB(t, pgtest.Version(major)))
