@@ -136,7 +136,7 @@ func (f *follower) turn(ctx context.Context, v *view, known *transform.Mapping, 
 	if err != nil {
 		return f.refuse(known.Source.Name, describe(e)+": "+err.Error(), f.adviceRules())
 	}
-	told := f.engine.current().Told == s.print
+	told := f.engine.current().Told == s.mark
 	automatic := f.safe() && e.Safe() && !s.lossy
 	switch {
 	case !automatic && !told:
@@ -146,7 +146,7 @@ func (f *follower) turn(ctx context.Context, v *view, known *transform.Mapping, 
 	case automatic && e.Certain() && s.doubt == "":
 		return f.execute(ctx, s, nil)
 	}
-	first, print := s.why, s.print
+	first, mark := s.why, s.mark
 	// The table is copied anew, as it is now: everything of an older shape will be passed over.
 	if e = evolve.Compare(&known.Source, nil, now); e.Ahead {
 		return fmt.Errorf("table %s: the catalog is ahead of itself", known.Source.Name.Display())
@@ -155,7 +155,7 @@ func (f *follower) turn(ctx context.Context, v *view, known *transform.Mapping, 
 		return f.refuse(known.Source.Name, describe(e)+": "+err.Error(), f.adviceRules())
 	}
 	again := []schema.Name{known.Source.Name}
-	s.print = print
+	s.mark = mark
 	if s.why == "" {
 		s.why = first + ", and back again"
 	}
@@ -174,7 +174,7 @@ type step struct {
 
 	known      *transform.Mapping
 	why        string // the differences in words
-	print      string // tells the change from others: an operator was told of it
+	mark       string // tells the change from others: an operator was told of it
 	next       *blueprint
 	statements []evolve.Statement
 	doubt      string
@@ -217,7 +217,7 @@ func (f *follower) step(ctx context.Context, v *view, known *transform.Mapping, 
 	next.measure(f.engine.job.playbook.Follow.NoReplicaIdentity)
 	v.remember(next, e)
 	rows := slices.DeleteFunc(slices.Clone(e.Differences), func(d evolve.Difference) bool { return passive(d.Kind) })
-	s := &step{Evolution: e, known: known, why: describe(e), print: known.Source.Name.Display() + ": " + words(rows), next: next, lossy: f.engine.reverse != nil && len(next.Lossy) > 0}
+	s := &step{Evolution: e, known: known, why: describe(e), mark: known.Source.Name.Display() + ": " + words(rows), next: next, lossy: f.engine.reverse != nil && len(next.Lossy) > 0}
 	target, err := f.target(ctx, m.Target)
 	if err != nil {
 		return nil, err
@@ -432,7 +432,7 @@ func (f *follower) tell(message string) {
 // has seen to it.
 func (f *follower) stop(s *step) error {
 	told := *f.engine.current()
-	told.Told = s.print
+	told.Told = s.mark
 	if err := f.engine.replace(f.store, &told); err != nil {
 		return err
 	}

@@ -92,8 +92,8 @@ func (f *follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 		names = append(names, "partition "+t.Name.Display()+" is gone")
 	}
 	what := strings.Join(names, ", ")
-	print := m.Source.Name.Display() + ": " + what
-	told := f.engine.current().Told == print
+	mark := m.Source.Name.Display() + ": " + what
+	told := f.engine.current().Told == mark
 	next := *f.engine.current()
 	next.Tables = v.within(m.Source.Name, next.Tables)
 	next.Mappings = slices.DeleteFunc(slices.Clone(next.Mappings), func(o transform.Mapping) bool { // moved by itself until now
@@ -107,7 +107,7 @@ func (f *follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 	copyAnew := (filled || len(gone) > 0)
 	if copyAnew && !f.safe() && !told {
 		marked := *f.engine.current()
-		marked.Told = print
+		marked.Told = mark
 		if err := f.engine.replace(f.store, &marked); err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func (f *follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 		f.warn(m.Source.Name.Display(), "new-partition", what+", which is empty", "make it on the target, if its table is partitioned, too")
 	}
 	if copyAnew || len(gone) > 0 {
-		next.Pending = &pending{Why: "table " + print}
+		next.Pending = &pending{Why: "table " + mark}
 		if copyAnew {
 			next.Pending.Resync = []schema.Name{m.Source.Name}
 		}
@@ -135,7 +135,7 @@ func (f *follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 	if err := f.engine.replace(f.store, &next); err != nil {
 		return err
 	}
-	f.tell("follows " + print)
+	f.tell("follows " + mark)
 	if next.Pending == nil {
 		return f.engine.sides[migrate.Target].Arm(ctx)
 	}

@@ -187,10 +187,10 @@ func (f *follower) drifted(ctx context.Context, d *drift) error {
 
 // lost deals with a table that is there no more under its name: its rows would go unnoticed.
 func (f *follower) lost(ctx context.Context, m *transform.Mapping, why string) error {
-	print := m.Source.Name.Display() + ": " + why
-	if f.engine.current().Told != print || !strings.HasPrefix(why, "it was dropped") {
+	mark := m.Source.Name.Display() + ": " + why
+	if f.engine.current().Told != mark || !strings.HasPrefix(why, "it was dropped") {
 		told := *f.engine.current()
-		told.Told = print
+		told.Told = mark
 		if err := f.engine.replace(f.store, &told); err != nil {
 			return err
 		}
@@ -206,7 +206,7 @@ func (f *follower) lost(ctx context.Context, m *transform.Mapping, why string) e
 	next.Told = ""
 	next.invert()
 	next.measure(f.engine.job.playbook.Follow.NoReplicaIdentity)
-	next.Pending = &pending{Why: "table " + print}
+	next.Pending = &pending{Why: "table " + mark}
 	if err := f.engine.replace(f.store, &next); err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ var errMoved = errors.New("progress was moved by another session")
 // A SchemaChange says in which way a table of the source is no longer the one that its mapping was
 // made from. The applier stops in front of the transaction that showed it. It wraps
 // ErrSchemaChanged.
-type SchemaChange struct {
+type SchemaChange struct { //nolint:errname // it says what changed; RowError says what failed
 	Table    schema.Name      // at the source, as the mapping knows it
 	Relation *change.Relation // as the stream describes it from that transaction on
 	Renamed  bool             // the table itself has another name now, Relation's
