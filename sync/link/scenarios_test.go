@@ -2,8 +2,10 @@ package link
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
+	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/faultpg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
@@ -12,10 +14,18 @@ import (
 // has the list.
 func TestSmallScenarios(t *testing.T) {
 	t.Parallel()
+	many := 50_000
+	if long() {
+		many = 1_000_000
+	}
 	for _, c := range []struct{ name, ddl, fill, before, while string }{
 		{
 			name: "one transaction of 101 rows, and of 20,000", ddl: `CREATE TABLE t (n int)`,
 			while: `INSERT INTO t SELECT generate_series(1, 101); BEGIN; INSERT INTO t SELECT generate_series(1, 20000); UPDATE t SET n = -n WHERE n % 7 = 0; COMMIT`,
+		},
+		{
+			name: "one transaction of very many rows", ddl: `CREATE TABLE t (n int PRIMARY KEY, v text)`,
+			while: fmt.Sprintf(`BEGIN; INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, %d) i; DELETE FROM t WHERE n %% 3 = 0; UPDATE t SET v = 'w' WHERE n %% 7 = 0; COMMIT`, many),
 		},
 		{
 			name: "inserted and deleted before the reader runs", ddl: `CREATE TABLE t (id int PRIMARY KEY, v text)`,
@@ -41,6 +51,9 @@ func TestSmallScenarios(t *testing.T) {
 			f.from.Exec(t, c.before)
 			stop := run(t, f.link)
 			f.from.Exec(t, c.while)
+			end, err := change.ParseLSN(f.from.Strings(t, `SELECT pg_current_wal_flush_lsn()`)[0])
+			must(t, err)
+			must(t, f.link.Wait(t.Context(), end)) // longer than settle would
 			f.equal(t)
 			stop()
 		})
