@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -205,6 +207,39 @@ func TestDDLStops(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDDLResumed: the application goes on through the gateway while the link stands in front of its DDL,
+// also over tables with rules and foreign keys, and "resume" goes on in the same process.
+func TestDDLResumed(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, v text, w int); INSERT INTO t SELECT i, 'row', i FROM generate_series(1, 100) i;
+		CREATE TABLE child (id int PRIMARY KEY, t int REFERENCES t); INSERT INTO child SELECT i, i FROM generate_series(1, 100) i`)
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	must(t, os.WriteFile(file, []byte("name: ruled\ntables:\n  public.t:\n    columns: {word: v, double: w * 2}\n    drop: [w]\n    inverse: {w: double / 2}\n    create: CREATE TABLE public.t (id int PRIMARY KEY, word text, double int)\nschema: {after: \"SELECT 1\"}\npromote: {reads: []}\n"), 0o600))
+	m := move(t, "schema-change", source, target, "-f", file, "--yes", "--until", "following")
+	app, err := pgx.Connect(t.Context(), "postgresql://postgres@"+m.gateway+"/"+source.Name+"?sslmode=disable")
+	must(t, err)
+	defer app.Close(t.Context())
+	m.line("result", map[string]any{"phase": "following"})
+	do := func(sql string) {
+		t.Helper()
+		_, err := app.Exec(t.Context(), sql)
+		must(t, err)
+	}
+	do(`ALTER TABLE t ADD n text DEFAULT 'old', ALTER w TYPE bigint USING w + 1`)
+	do(`ALTER TABLE t ALTER n SET DEFAULT 'new'`)
+	do(`INSERT INTO t VALUES (101, 'new', 7)`)
+	m.line("phase", map[string]any{"phase": "failed"})
+	do(`INSERT INTO t VALUES (102, 'meanwhile', 8)`)
+	target.Exec(t, `ALTER TABLE t ADD n text, ALTER double TYPE bigint`) // without the value of older rows
+	m.drive("resume")
+	eventually(t, "the target to have what the source has", func() bool {
+		return slices.Equal(source.Strings(t, `SELECT id || v || w * 2 || n FROM t ORDER BY 1`), target.Strings(t, `SELECT id || word || double || n FROM t ORDER BY 1`))
+	})
+	m.says("anew")
+	m.proved()
 }
 
 // TestDDLWhileDown: two changes of one table, and rows of all three shapes, while nobody follows.

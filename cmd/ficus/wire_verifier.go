@@ -100,12 +100,12 @@ func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Co
 }
 
 // Exact implements [migrate.Verifier]. A comparison that the following of DDL interrupts, or makes
-// worthless, begins again for as long as the migration goes on.
+// worthless, begins again for as long as the migration goes on; only the forward link follows DDL.
 func (v *verifier) Exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
 	for {
 		p, err := v.exact(ctx, owner, progress)
 		s := v.engine.migration.Status()
-		if !interruptedByDDL(err) || !s.Running || s.Paused || s.Error != "" {
+		if owner != migrate.Source || !interruptedByDDL(err) || !s.Running || s.Paused || s.Error != "" {
 			return p, err
 		}
 		if err := backoff.Sleep(ctx, 200*time.Millisecond); err != nil {
