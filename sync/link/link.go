@@ -83,6 +83,8 @@ type Link struct {
 	origin *pgxpool.Pool // one session, for Lag and what watches over WAL
 	wal    walGuard
 
+	trimEvery time.Duration // the constant; tests do not last as long
+
 	recording sync.Mutex // serializes changes of the record in identityBucket
 
 	mu struct {
@@ -125,7 +127,7 @@ func New(ctx context.Context, cfg Config) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("link %s: read its record: %w", cfg.Name, err)
 	}
-	l := &Link{cfg: cfg}
+	l := &Link{cfg: cfg, trimEvery: trimEvery}
 	l.mu.stream = stream
 	if ok {
 		var r record
@@ -232,7 +234,7 @@ func (l *Link) Receive(ctx context.Context) error {
 
 // trim forgets stored transactions that the destination holds.
 func (l *Link) trim(ctx context.Context, p *parts) error {
-	tick := time.NewTicker(trimEvery)
+	tick := time.NewTicker(l.trimEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -255,6 +255,7 @@ func (h *history) open(t *testing.T) {
 		Store: h.store, Ack: h.Ack, Streaming: h.Streaming, MaxRows: h.MaxRows, MaxBytes: h.MaxBytes, Touch: true,
 	})
 	must(t, err)
+	h.link.trimEvery = 20 * time.Millisecond
 }
 
 func (h *history) close(t *testing.T) {
