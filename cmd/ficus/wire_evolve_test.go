@@ -283,6 +283,7 @@ func TestDDLBeforeTheCopy(t *testing.T) {
 			_, err := app.Exec(t.Context(), `COMMIT`)
 			must(t, err)
 			m.line("result", map[string]any{"phase": "following"})
+			m.says("ahead of its copy")
 			source.Exec(t, `INSERT INTO t VALUES (102, 1, 10)`)
 			m.equal(`SELECT to_jsonb(t)::text FROM t ORDER BY 1`)
 			m.proved()
