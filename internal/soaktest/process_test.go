@@ -48,7 +48,6 @@ type process struct {
 // start follows with the round's directory, over the bad network.
 func (s *soak) start(t *testing.T) {
 	t.Helper()
-	//nolint:gosec // what was built from this checkout
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), s.program, "follow", "--name", s.name, "--json", "--data-dir", s.dir, "--log-level", "info",
 		"--source", url(s.source.DSN(s.db.Name)), "--target", url(s.target.DSN(s.copyOf.Name)))
 	p := &process{cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
@@ -142,7 +141,7 @@ func (s *soak) run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), catchUp)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.program, append(args, "--json", "--data-dir", t.TempDir())...) //nolint:gosec // as above
+	cmd := exec.CommandContext(ctx, s.program, append(args, "--json", "--data-dir", t.TempDir())...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

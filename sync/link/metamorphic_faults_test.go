@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -182,7 +183,7 @@ func openSpills(disk *vfs.MemFS, stream string) (n int, err error) {
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	open := append([]byte{'s', byte(len(stream))}, stream+"o"...)
-	it, err := db.NewIter(&pebble.IterOptions{LowerBound: open, UpperBound: append(open[:len(open):len(open)], 0xff)})
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: open, UpperBound: append(slices.Clip(open), 0xff)})
 	if err != nil {
 		return 0, err
 	}
