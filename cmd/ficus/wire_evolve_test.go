@@ -209,6 +209,29 @@ func TestDDLStops(t *testing.T) {
 	}
 }
 
+// TestPartitionTruncated: the stream does not tell of a TRUNCATE of one partition, so what was proved
+// before must not count: the switch finds the rows that should be gone. It fails when the watcher only warns.
+func TestPartitionTruncated(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100);
+		CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200); INSERT INTO p SELECT generate_series(0, 199)`)
+	m := move(t, "cluster-move", source, target, "--yes", "--until", "reads-switched")
+	m.line("result", map[string]any{"phase": "reads-switched"})
+	source.Exec(t, `TRUNCATE p1`)
+	eventually(t, "the proof not to count any more", func() bool {
+		return strings.Contains(m.text(), "earlier proofs do not count: partition public.p1")
+	})
+	m.drive("promote")
+	eventually(t, "the difference to be found", func() bool { return strings.Contains(m.text(), "differences") })
+	if n := target.Int(t, `SELECT count(*) FROM p`); n < 200 {
+		t.Errorf("the target has %d rows: this test tests nothing", n)
+	}
+	if n := source.Int(t, `DELETE FROM p WHERE id = 150 RETURNING id`); n != 150 {
+		t.Error("the source is not the owner any more")
+	}
+}
+
 // TestDDLResumed: the application goes on through the gateway while the link stands in front of its DDL,
 // also over tables with rules and foreign keys, and "resume" goes on in the same process.
 func TestDDLResumed(t *testing.T) {

@@ -60,19 +60,31 @@ func (v *view) partitions(m *transform.Mapping) (come []inspect.Leaf, gone []sch
 }
 
 // emptied notices a partition whose rows were written anew: by VACUUM FULL, which changes nothing, or
-// by TRUNCATE of the partition, which is not in the stream of its table.
-func (f *follower) emptied(v *view, m *transform.Mapping) {
+// by TRUNCATE of the partition alone, which is not in the stream of its table. As nobody can tell which,
+// everything has to be compared again before the switch.
+func (f *follower) emptied(v *view, m *transform.Mapping) error {
 	if m.Source.Kind != schema.Partitioned || v.plan.Files == nil {
-		return
+		return nil
 	}
 	for _, l := range v.leaves[m.Source.Name] {
 		file, known := v.plan.Files[l.OID]
 		if !known || file == l.File {
 			continue
 		}
-		f.warn(l.Name.Display(), "partition-rewritten", fmt.Sprintf("the partition was truncated or written anew (file %d), which the stream does not tell", l.File),
-			"ficus verify "+f.engine.job.playbook.Name+"; what was proved before does not count any more")
+		w := warning{
+			object: l.Name.Display(), check: "partition-rewritten",
+			message: fmt.Sprintf("the partition was truncated or written anew (file %d); a TRUNCATE of it alone is not in the stream", l.File),
+		}
+		if f.watch.warned[w] {
+			continue
+		}
+		if err := f.engine.verifier.unprove(); err != nil {
+			return err
+		}
+		f.engine.migration.Unprove("partition " + l.Name.Display() + " was truncated or written anew")
+		f.warn(w.object, w.check, w.message, "ficus verify "+f.engine.job.playbook.Name)
 	}
+	return nil
 }
 
 // repartition follows partitions that came or went: rows that came or went with them are not in the

@@ -42,7 +42,7 @@ SELECT concat_ws(' ',
 // A watcher looks for DDL that the stream does not show.
 type watcher struct {
 	stamp  string          // of the catalog that was looked at last
-	warned map[string]bool // what was told already
+	warned map[warning]bool // what was told already
 }
 
 // A drift is what the watcher found: the link has applied everything that was committed before the
@@ -86,7 +86,11 @@ func (w *watcher) glance(ctx context.Context, f *follower) (*drift, error) {
 	if err != nil {
 		return nil, err
 	}
-	stands, build := f.concerns(v), f.newIndexes(v)
+	stands, err := f.concerns(v)
+	if err != nil {
+		return nil, err
+	}
+	build := f.newIndexes(v)
 	if !stands && !build {
 		w.stamp = stamp
 		return nil, nil
@@ -107,8 +111,7 @@ func (w *watcher) glance(ctx context.Context, f *follower) (*drift, error) {
 
 // concerns reports whether the link must stand still because of something in a view, and warns of
 // what needs no more than that.
-func (f *follower) concerns(v *view) bool {
-	found := false
+func (f *follower) concerns(v *view) (found bool, err error) {
 	for i := range v.plan.Mappings {
 		m := &v.plan.Mappings[i]
 		now, why := v.find(&m.Source)
@@ -125,7 +128,9 @@ func (f *follower) concerns(v *view) bool {
 		}
 		come, gone := v.partitions(m)
 		found = found || len(come)+len(gone) > 0
-		f.emptied(v, m)
+		if err := f.emptied(v, m); err != nil {
+			return false, err
+		}
 	}
 	for _, t := range f.newTables(v) {
 		if found = found || f.safe(); !f.safe() {
@@ -133,23 +138,26 @@ func (f *follower) concerns(v *view) bool {
 				"with follow.ddl: safe it would; or leave it out by select.exclude")
 		}
 	}
-	return found
+	return found, nil
 }
 
 func hasPassive(e *evolve.Evolution) bool {
 	return e.Find(func(d evolve.Difference) bool { return passive(d.Kind) && d.Kind != evolve.GeneratedNew }) != nil
 }
 
+// A warning is one thing that is told once.
+type warning struct{ object, check, message string }
+
 // warn tells something once.
 func (f *follower) warn(object, check, message, fix string) {
-	key := object + check + message
-	if f.watch.warned[key] {
+	w := warning{object, check, message}
+	if f.watch.warned[w] {
 		return
 	}
 	if f.watch.warned == nil {
-		f.watch.warned = map[string]bool{}
+		f.watch.warned = map[warning]bool{}
 	}
-	f.watch.warned[key] = true
+	f.watch.warned[w] = true
 	f.engine.migration.Notice(migrate.Finding{Severity: migrate.SeverityWarning, Check: check, Object: object, Message: object + ": " + message, Fix: fix})
 }
 

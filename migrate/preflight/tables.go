@@ -26,8 +26,8 @@ func (r *report) tables(cfg Config) {
 		m := &cfg.Mappings[i]
 		keyless[m.Source.Name] = len(m.Source.IdentKey) == 0
 		if m.Source.Kind == schema.Partitioned {
-			r.add(warn, "partitions", m.Source.Name.Display(), "truncate the whole table, or DELETE; attach and detach partitions before or after the migration",
-				"PostgreSQL leaves TRUNCATE, ATTACH and DETACH of a single partition out of the stream: the target would keep other rows, and only a comparison would tell")
+			r.add(warn, "partitions", m.Source.Name.Display(), "truncate the whole table, or DELETE",
+				"PostgreSQL leaves TRUNCATE of a single partition out of the stream: the target would keep its rows, and only a comparison tells; partitions that are attached or detached are noticed, and followed with follow.ddl: safe")
 		}
 	}
 	for _, n := range cfg.Full {
