@@ -22,6 +22,7 @@ import (
 	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/link"
+	"github.com/ficus-migrate/ficus/sync/snapshot"
 	"github.com/ficus-migrate/ficus/sync/source"
 )
 
@@ -290,9 +291,10 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 }
 
 // retryable reports whether a step may succeed later by itself. A comparison that DDL interrupts is
-// begun again; where the link cannot follow the DDL, its own end ends the step.
+// begun again; where the link cannot follow the DDL, its own end ends the step. A copy whose snapshot
+// went with a connection goes on under another one.
 func retryable(err error) bool {
-	return interruptedByDDL(err) || pg.Retryable(err)
+	return interruptedByDDL(err) || errors.Is(err, snapshot.ErrSnapshotGone) || errors.Is(err, snapshot.ErrMoved) || pg.Retryable(err)
 }
 
 // preflight checks, and keeps the blueprint when nothing stands against the migration: what it moves

@@ -11,6 +11,7 @@ type link struct {
 	client net.Conn
 	ctx    context.Context //nolint:containedctx // the life of the connection, which this is
 	cancel context.CancelFunc
+	frozen bool // guarded by the proxy's mutex
 
 	mu     sync.Mutex
 	server net.Conn // nil until connected

@@ -133,7 +133,18 @@ func (p *Proxy) Resets() int {
 // Stall holds the bytes of direction d back, and the news that a side has closed, until Flow.
 func (p *Proxy) Stall(d Direction) { p.set(func() { p.mu.lanes[d].stalled = true }) }
 
-// Flow ends every fault but Refuse: stalls, slowness, delay, and a reset that is yet to come.
+// Freeze swallows all that is sent from now on over the connections that are open, and the news that a
+// side has closed, as a firewall does that has forgotten them. New ones are let in. Only Cut and Reset
+// end it.
+func (p *Proxy) Freeze() {
+	p.set(func() {
+		for l := range p.mu.links {
+			l.frozen = true
+		}
+	})
+}
+
+// Flow ends every fault but Refuse and Freeze: stalls, slowness, delay, and a reset that is yet to come.
 func (p *Proxy) Flow() {
 	p.set(func() {
 		for d := range p.mu.lanes {
@@ -280,9 +291,9 @@ func (p *Proxy) deliver(l *link, d Direction, dst io.Writer, data []byte) bool {
 func (p *Proxy) allow(l *link, d Direction, want int) (n, rate int) {
 	for {
 		p.mu.Lock()
-		lane, changed := p.mu.lanes[d], p.mu.changed
+		lane, changed, frozen := p.mu.lanes[d], p.mu.changed, l.frozen
 		p.mu.Unlock()
-		if !lane.stalled {
+		if !lane.stalled && !frozen {
 			if lane.rate > 0 {
 				want = min(want, max(1, lane.rate/100)) // a hundredth of a second's worth at a time
 			}

@@ -152,6 +152,10 @@ func (d DSN) session(purpose string) *pgx.ConnConfig {
 		"statement_timeout":                   "0",
 		"lock_timeout":                        "0",
 		"idle_in_transaction_session_timeout": "0",
+		"tcp_keepalives_idle":                 "30", // the server finds a dead client as fast as we a dead server, with the locks that it holds
+		"tcp_keepalives_interval":             "10",
+		"tcp_keepalives_count":                "3",
+		"tcp_user_timeout":                    "60000", // for what it has sent and nobody took
 	})
 	return cfg
 }

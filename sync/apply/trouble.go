@@ -2,8 +2,6 @@ package apply
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -16,9 +14,6 @@ import (
 
 	"github.com/ficus-migrate/ficus/internal/pg"
 )
-
-// probeTimeout bounds the question whether a silent destination is at work.
-const probeTimeout = 15 * time.Second
 
 // A trouble is what keeps the applier from writing, though it tries again.
 type trouble struct {
@@ -65,15 +60,6 @@ func (a *Applier) well() {
 	defer a.trouble.mu.Unlock()
 	a.trouble.mu.err, a.trouble.mu.since = nil, time.Time{}
 }
-
-// A silentError says that a connection is dead though nothing has closed it. It counts as a time-out.
-type silentError struct{ since time.Duration }
-
-func (e silentError) Error() string {
-	return fmt.Sprintf("destination has not answered for %s", e.since.Round(time.Second))
-}
-func (silentError) Timeout() bool   { return true }
-func (silentError) Temporary() bool { return true }
 
 // A listener is a connection that knows how long somebody has waited for its next byte.
 type listener struct {
@@ -124,38 +110,24 @@ func (a *Applier) watch(ctx context.Context, l *listener, pid uint32) error {
 			told = 0
 			continue
 		}
-		if !a.atWork(ctx, pid) {
+		if !pg.AtWork(ctx, a.cfg.DSN, pid) {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			if l.silent() < a.cfg.AnswerTimeout { // it has answered meanwhile
 				continue
 			}
-			return silentError{silent}
+			return &pg.SilentError{For: silent}
 		}
 		if silent >= told+a.cfg.AnswerTimeout {
 			told = silent
 			a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "destination is slow: it has worked on one statement for long",
 				slog.String("link", a.cfg.Link), slog.Duration("for", silent), slog.Int("pid", int(pid)))
+			// It may wait for an earlier session of ours whose connection died without a word to the server.
+			if n, err := pg.Unblock(ctx, a.cfg.DSN, pid, "apply"); err == nil && n > 0 { // else it is asked again
+				a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "earlier sessions of this link were in the way: ended",
+					slog.String("link", a.cfg.Link), slog.Int("sessions", n))
+			}
 		}
 	}
-}
-
-// atWork asks over another session whether the destination works on what it was given.
-func (a *Applier) atWork(ctx context.Context, pid uint32) bool {
-	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errors.New("no answer"))
-	defer cancel()
-	conn, err := a.cfg.DSN.Connect(ctx, "probe")
-	if err != nil {
-		return false
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx)
-	}()
-	var busy bool
-	err = conn.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_stat_activity
-		WHERE pid = $1 AND state = 'active' AND coalesce(wait_event, '') NOT IN ('ClientRead', 'ClientWrite')`, int64(pid)).Scan(&busy)
-	return err == nil && busy
 }

@@ -31,6 +31,7 @@ type faulty struct {
 	mappings       []transform.Mapping
 	full           []schema.Name
 	ack            source.AckPolicy
+	answer         time.Duration // AnswerTimeout
 	dir            string
 
 	store  *eventstore.Store
@@ -60,8 +61,10 @@ func (f *faulty) end(t *testing.T) {
 		return
 	}
 	f.ended = true
-	f.source.Flow()
-	f.target.Flow()
+	for _, p := range []*faultpg.Proxy{f.source, f.target} {
+		p.Flow()
+		p.Cut() // what is frozen, with the locks that it holds
+	}
 	f.close(t)
 	f.open(t)
 	must(t, f.link.Drop(context.WithoutCancel(t.Context())))
@@ -107,7 +110,7 @@ func (f *faulty) open(t *testing.T) {
 	must(t, err)
 	f.link, err = New(context.WithoutCancel(t.Context()), Config{
 		Name: f.name(), From: f.source.DSN(f.from.Name), To: f.target.DSN(f.to.Name), Mappings: f.mappings, Store: f.store,
-		Full: f.full, Ack: f.ack, Touch: true,
+		Full: f.full, Ack: f.ack, Touch: true, AnswerTimeout: f.answer,
 	})
 	must(t, err)
 }

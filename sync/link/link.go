@@ -54,7 +54,8 @@ type Config struct {
 	// MaxRows and MaxBytes bound what is applied in one transaction of the destination; see
 	// [apply.Config].
 	MaxRows, MaxBytes int
-	// AnswerTimeout is how long the destination may be silent; see [apply.Config].
+	// AnswerTimeout is how long the destination may be silent, and during a copy both sides; see
+	// [apply.Config] and [snapshot.Config]. Default 5 min.
 	AnswerTimeout time.Duration
 	// Failover makes the slot one that standbys of the origin keep, from PostgreSQL 17 on. Default: where
 	// the origin has synchronized_standby_slots set, since somebody wants it there.
@@ -114,6 +115,7 @@ type record struct {
 // New returns a Link that touches no database yet. Close it when done.
 func New(ctx context.Context, cfg Config) (*Link, error) {
 	cfg.LockTimeout = cmp.Or(cfg.LockTimeout, 200*time.Millisecond)
+	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, 5*time.Minute)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Ack == source.AckApplied && cfg.OnMaxSourceWAL == WALPauseCopy {
 		return nil, hint.Wrap(fmt.Errorf("link %s: pausing the copy does not let WAL go that is kept until the copy is done", cfg.Name),
@@ -172,7 +174,8 @@ func (l *Link) assemble(r record) (*parts, error) {
 	reading := source.Config{
 		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.Stream(), Start: r.Start,
 		Ack: ack, Streaming: l.cfg.Streaming, Log: l.cfg.Log,
-		Applied: func() change.LSN { return p.applier.Applied() },
+		ReceiveTimeout: min(l.cfg.AnswerTimeout, time.Minute),
+		Applied:        func() change.LSN { return p.applier.Applied() },
 	}
 	err := l.guardOrigin(&reading)
 	if err != nil {

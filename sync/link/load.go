@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,9 @@ import (
 )
 
 const loadBucket = "loads"
+
+// keeperEvery is how often the session that locks the tables for a copy is asked whether it still does.
+const keeperEvery = 10 * time.Second
 
 // errLoaded is the cause with which a copy stops its reader.
 var errLoaded = errors.New("the copy is done")
@@ -102,7 +106,7 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	result, err := l.copy(ctx, p, b, snapshot.Config{
+	result, err := l.copy(ctx, p, b, keeper, snapshot.Config{
 		Mappings: l.cfg.Mappings, Workers: cfg.Workers, ChunkBytes: cfg.ChunkBytes, Progress: cfg.Progress,
 		Keep:    func(*manifest.Table) bool { return true },
 		Changed: l.changedSince(p, b, rec.Start),
@@ -113,21 +117,22 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	return result, l.remember(rec)
 }
 
-// copy copies under b while p receives.
-func (l *Link) copy(ctx context.Context, p *parts, b base, cfg snapshot.Config) (result snapshot.Result, err error) {
+// copy copies under b while p receives and keeper keeps the tables as they are.
+func (l *Link) copy(ctx context.Context, p *parts, b base, keeper *pgx.Conn, cfg snapshot.Config) (result snapshot.Result, err error) {
 	cfg.Source, cfg.Target, cfg.Log, cfg.Link = l.cfg.From, l.cfg.To, l.cfg.Log, l.cfg.Name
 	cfg.Snapshot, cfg.Base, cfg.Until = b.exported, b.sees, b.until
-	cfg.Gate = l.gate
+	cfg.Gate, cfg.AnswerTimeout = l.gate, l.cfg.AnswerTimeout
 	err = l.underBudget(ctx, func(ctx context.Context) error {
-		result, err = l.copyAndReceive(ctx, p, cfg)
+		result, err = l.copyAndReceive(ctx, p, keeper, cfg)
 		return err
 	})
 	return result, err
 }
 
-// copyAndReceive runs the reader until the copy is done.
-func (l *Link) copyAndReceive(ctx context.Context, p *parts, cfg snapshot.Config) (result snapshot.Result, err error) {
+// copyAndReceive runs the reader, and watches over keeper, until the copy is done.
+func (l *Link) copyAndReceive(ctx context.Context, p *parts, keeper *pgx.Conn, cfg snapshot.Config) (result snapshot.Result, err error) {
 	g, ctx := errgroup.WithContext(ctx)
+	copied := make(chan struct{})
 	readCtx, stopReading := context.WithCancelCause(ctx)
 	defer stopReading(nil)
 	g.Go(func() error {
@@ -139,10 +144,37 @@ func (l *Link) copyAndReceive(ctx context.Context, p *parts, cfg snapshot.Config
 	g.Go(func() error {
 		defer stopReading(errLoaded)
 		var err error
-		result, err = snapshot.Run(ctx, cfg)
+		if result, err = snapshot.Run(ctx, cfg); err == nil {
+			close(copied)
+		}
 		return err
 	})
-	return result, g.Wait()
+	g.Go(func() error { return l.watchKeeper(ctx, keeper, copied) })
+	err = g.Wait()
+	return result, err
+}
+
+// watchKeeper asks the session that locks the tables, now and then and once when they are copied,
+// whether it still does. It also keeps a firewall from forgetting a connection that is idle for hours.
+func (l *Link) watchKeeper(ctx context.Context, keeper *pgx.Conn, copied <-chan struct{}) error {
+	tick := time.NewTicker(keeperEvery)
+	defer tick.Stop()
+	for last := false; !last; {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-copied:
+			last = true
+		case <-tick.C:
+		}
+		ask, cancel := context.WithTimeout(ctx, l.cfg.AnswerTimeout)
+		_, err := keeper.Exec(ask, `SELECT`)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("keep the tables as they are during the copy: %w", err)
+		}
+	}
+	return nil
 }
 
 // firstBase starts afresh: it makes the slot, and holder takes its snapshot over.

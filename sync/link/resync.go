@@ -57,7 +57,7 @@ func (l *Link) Resync(ctx context.Context, tables []schema.Name, cfg LoadConfig)
 	if err := l.touchAll(ctx, tables, b.until); err != nil {
 		return snapshot.Result{}, err
 	}
-	result, err := l.copy(ctx, p, b, snapshot.Config{
+	result, err := l.copy(ctx, p, b, keeper, snapshot.Config{
 		Mappings: mappings, Workers: cfg.Workers, ChunkBytes: cfg.ChunkBytes, Progress: cfg.Progress, Alone: true,
 		Keep:    func(t *manifest.Table) bool { return !t.Complete() },
 		Changed: l.changedSince(p, b, from),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/manifest"
 )
@@ -39,8 +40,8 @@ import (
 //
 // Positions do not come into it: a transaction's commit is in the WAL, and so may have been
 // streamed, before others see it.
-func (c *copier) rebase(ctx context.Context, dst *pgx.Conn, t *table, kept *manifest.Table) (why string, err error) {
-	src, err := c.openSource(ctx)
+func (c *copier) rebase(ctx context.Context, pulse *pg.Pulse, dst *pgx.Conn, t *table, kept *manifest.Table) (why string, err error) {
+	src, err := c.openSource(ctx, pulse)
 	if err != nil {
 		return "", err
 	}
@@ -51,7 +52,10 @@ func (c *copier) rebase(ctx context.Context, dst *pgx.Conn, t *table, kept *mani
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // an error here follows one that is returned
 
-	r := &rebasing{c: c, t: t, kept: kept, src: src, dst: dst, tx: tx}
+	if err := manifest.Enter(ctx, tx, c.cfg.Link, t.m.Source.Name, kept.Run); err != nil {
+		return "", err
+	}
+	r := &rebasing{c: c, t: t, kept: kept, pulse: pulse, src: src, dst: dst, tx: tx}
 	if err := r.stage(ctx); errors.Is(err, ErrUnfollowable) {
 		return err.Error(), nil
 	} else if err != nil {
@@ -79,6 +83,7 @@ type rebasing struct {
 	c        *copier
 	t        *table
 	kept     *manifest.Table
+	pulse    *pg.Pulse
 	src, dst *pgx.Conn
 	tx       pgx.Tx
 }
@@ -124,6 +129,8 @@ func (r *rebasing) stageKeys(ctx context.Context) error {
 	go func() { // ends with Changed, which ends with its context or when nobody reads the pipe any more
 		defer close(done)
 		var line []byte
+		wake := r.pulse.Rest() // it waits for the stream
+		defer func() { wake() }()
 		changed = r.c.cfg.Changed(reading, r.t.m, r.kept.Base, func(key [][]byte) error {
 			line = line[:0]
 			for i, v := range key {
@@ -133,7 +140,9 @@ func (r *rebasing) stageKeys(ctx context.Context) error {
 				line = appendText(line, v)
 			}
 			line = append(line, '\n')
+			wake()
 			_, err := pw.Write(line)
+			wake = r.pulse.Rest()
 			return err
 		})
 		pw.CloseWithError(changed) // EOF when nil

@@ -9,9 +9,13 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/manifest"
 	"github.com/ficus-migrate/ficus/transform"
@@ -20,12 +24,16 @@ import (
 // ErrUnfollowable says that the stream does not tell which rows of a table changed.
 var ErrUnfollowable = errors.New("the stream does not say which rows changed since")
 
+// clearEvery is how often it is looked whether an earlier copy is in the way. One that has just been
+// killed goes by itself.
+const clearEvery = 2 * time.Second
+
 // maxAge bounds how many transactions may lie between two bases: ids without epoch are compared.
 const maxAge = 1 << 31
 
 // resume finds out what stays of an interrupted copy, and brings tables that it left half copied
 // to this run's base.
-func (c *copier) resume(ctx context.Context, dst *pgx.Conn) error {
+func (c *copier) resume(ctx context.Context, pulse *pg.Pulse, dst *pgx.Conn) error {
 	if c.cfg.Link == "" {
 		return nil
 	}
@@ -43,7 +51,7 @@ func (c *copier) resume(ctx context.Context, dst *pgx.Conn) error {
 		}
 		why := c.unfit(t, kept)
 		if why == "" && !kept.Complete() && kept.Base.String() != c.cfg.Base.String() {
-			if why, err = c.rebase(ctx, dst, t, kept); err != nil {
+			if why, err = c.rebase(ctx, pulse, dst, t, kept); err != nil {
 				return fmt.Errorf("%s: bring finished parts up to date: %w", t.m.Source.Name.Display(), err)
 			}
 		}
@@ -55,6 +63,25 @@ func (c *copier) resume(ctx context.Context, dst *pgx.Conn) error {
 		t.keep(kept)
 	}
 	return nil
+}
+
+// clearTheWay ends sessions of an earlier copy that dst waits for, until the returned function is
+// called. Their network may have swallowed the news that nobody speaks to them any more, and what they
+// write must not count.
+func (c *copier) clearTheWay(ctx context.Context, dst *pgx.Conn) (done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var clearing sync.WaitGroup
+	clearing.Go(func() {
+		for pid := dst.PgConn().PID(); backoff.Sleep(ctx, clearEvery) == nil; {
+			if n, err := pg.Unblock(ctx, c.cfg.Target, pid, "copy"); err == nil && n > 0 { // else it is asked again
+				c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "sessions of an earlier copy were in the way: ended", slog.Int("sessions", n))
+			}
+		}
+	})
+	return func() {
+		cancel()
+		clearing.Wait()
+	}
 }
 
 // keep counts what is there already.

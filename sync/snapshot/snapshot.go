@@ -39,6 +39,10 @@ type Config struct {
 	// Progress is called about five times a second for each table that moved on, and once more when
 	// the table is done, never by two goroutines at a time. Default: nobody is told.
 	Progress func(Table)
+	// AnswerTimeout is how long nothing may move on the sessions of a worker before both servers are
+	// asked whether they are at work for it; where neither is, the copy ends with an error that a new
+	// connection may mend (see [pg.Retryable]). Default: 5 min.
+	AnswerTimeout time.Duration
 	// Gate is called before each chunk and may wait, to let the source breathe. Default: none.
 	Gate func(context.Context) error
 	// Log receives one line for each table. Default: discarded.
@@ -85,6 +89,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
 	cfg.Workers = cmp.Or(cfg.Workers, max(2, runtime.GOMAXPROCS(0)))
 	cfg.ChunkBytes = cmp.Or(cfg.ChunkBytes, defaultChunkBytes)
+	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, 5*time.Minute)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Snapshot == "" {
 		return Result{}, errors.New("copy: no snapshot to read from")
@@ -117,7 +122,7 @@ type copier struct {
 }
 
 func (c *copier) run(ctx context.Context) error {
-	queue, err := c.prepare(ctx)
+	queue, err := c.plan(ctx)
 	if err != nil {
 		return err
 	}
@@ -142,9 +147,19 @@ func (c *copier) run(ctx context.Context) error {
 	return err
 }
 
+// plan calls prepare, with a pulse of its own.
+func (c *copier) plan(ctx context.Context) (queue []chunk, err error) {
+	pulse := pg.NewPulse(c.cfg.AnswerTimeout)
+	err = pulse.Run(ctx, func(ctx context.Context) error {
+		queue, err = c.prepare(ctx, pulse)
+		return err
+	})
+	return queue, err
+}
+
 // prepare looks at both sides, decides how each table goes, and empties those that begin.
-func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
-	src, err := c.cfg.Source.Connect(ctx, "copy")
+func (c *copier) prepare(ctx context.Context, pulse *pg.Pulse) ([]chunk, error) {
+	src, err := pulse.Connect(ctx, c.cfg.Source, "copy")
 	if err != nil {
 		return nil, err
 	}
@@ -154,11 +169,12 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 		return nil, fmt.Errorf("read the source's catalog: %w", err)
 	}
 
-	dst, err := c.cfg.Target.Connect(ctx, "copy")
+	dst, err := pulse.Connect(ctx, c.cfg.Target, "copy")
 	if err != nil {
 		return nil, err
 	}
 	defer closeSession(ctx, dst)
+	defer c.clearTheWay(ctx, dst)()
 	if c.replica, err = becomeReplica(ctx, dst); err != nil {
 		return nil, err
 	}
@@ -178,7 +194,7 @@ func (c *copier) prepare(ctx context.Context) ([]chunk, error) {
 		}
 		c.tables = append(c.tables, newTable(m, &sources[i], &targets[i], limits.versions))
 	}
-	if err := c.resume(ctx, dst); err != nil {
+	if err := c.resume(ctx, pulse, dst); err != nil {
 		return nil, err
 	}
 	return c.begin(ctx, dst, limits)

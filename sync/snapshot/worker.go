@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,17 +18,33 @@ import (
 	"github.com/ficus-migrate/ficus/sync/manifest"
 )
 
+// ErrSnapshotGone says that the session which exported the snapshot has ended, as when its connection
+// is lost, and ErrMoved that a table was truncated or rewritten during the copy. The same copy may
+// succeed under a new snapshot.
+var (
+	ErrSnapshotGone = errors.New("the snapshot is no longer exported")
+	ErrMoved        = errors.New("the table was truncated or rewritten during the copy")
+)
+
+// codeNoSnapshot is what servers before 18 say of a snapshot that is not there.
+const codeNoSnapshot = "22023"
+
 // closeTimeout bounds the goodbye of one session.
 const closeTimeout = 5 * time.Second
 
 // work copies chunks until none are left. Its sessions serve every chunk; an error ends the Run.
 func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
-	src, err := c.openSource(ctx)
+	pulse := pg.NewPulse(c.cfg.AnswerTimeout)
+	return pulse.Run(ctx, func(ctx context.Context) error { return c.copyChunks(ctx, pulse, chunks) })
+}
+
+func (c *copier) copyChunks(ctx context.Context, pulse *pg.Pulse, chunks <-chan chunk) error {
+	src, err := c.openSource(ctx, pulse)
 	if err != nil {
 		return err
 	}
 	defer closeSession(ctx, src)
-	dst, err := c.openTarget(ctx)
+	dst, err := c.openTarget(ctx, pulse)
 	if err != nil {
 		return err
 	}
@@ -38,7 +55,10 @@ func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
 			return context.Cause(ctx)
 		}
 		if gate := c.cfg.Gate; gate != nil {
-			if err := gate(ctx); err != nil {
+			wake := pulse.Rest()
+			err := gate(ctx)
+			wake()
+			if err != nil {
 				return err
 			}
 		}
@@ -55,8 +75,8 @@ func (c *copier) work(ctx context.Context, chunks <-chan chunk) error {
 }
 
 // openSource starts a session that reads the snapshot and nothing else.
-func (c *copier) openSource(ctx context.Context) (*pgx.Conn, error) {
-	conn, err := c.cfg.Source.Connect(ctx, "copy", wideReader,
+func (c *copier) openSource(ctx context.Context, pulse *pg.Pulse) (*pgx.Conn, error) {
+	conn, err := pulse.Connect(ctx, c.cfg.Source, "copy", wideReader,
 		pg.Setting("row_security", "off"),         // an error instead of missing rows
 		pg.Setting("synchronize_seqscans", "off")) // keep the physical order
 	if err != nil {
@@ -65,6 +85,9 @@ func (c *copier) openSource(ctx context.Context) (*pgx.Conn, error) {
 	begin := "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT " + schema.QuoteLiteral(c.cfg.Snapshot)
 	if _, err := conn.PgConn().Exec(ctx, begin).ReadAll(); err != nil {
 		closeSession(ctx, conn)
+		if code := pg.Code(err); code == codeNoSnapshot || code == pg.CodeUndefinedObject {
+			err = fmt.Errorf("%w: %w", ErrSnapshotGone, err)
+		}
 		return nil, hint.Wrap(fmt.Errorf("read under snapshot %q: %w", c.cfg.Snapshot, err),
 			"the session that exported the snapshot has ended: start the copy again, under a new snapshot")
 	}
@@ -73,8 +96,8 @@ func (c *copier) openSource(ctx context.Context) (*pgx.Conn, error) {
 
 // openTarget starts a session that fires no triggers and does not wait for the disk at each commit;
 // flush makes up for that.
-func (c *copier) openTarget(ctx context.Context) (*pgx.Conn, error) {
-	conn, err := c.cfg.Target.Connect(ctx, "copy", pg.Setting("synchronous_commit", "off"))
+func (c *copier) openTarget(ctx context.Context, pulse *pg.Pulse) (*pgx.Conn, error) {
+	conn, err := pulse.Connect(ctx, c.cfg.Target, "copy", pg.Setting("synchronous_commit", "off"))
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +132,9 @@ func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) er
 	if err != nil {
 		return err
 	}
+	if err := c.unmoved(ctx, src, ch); err != nil {
+		return err
+	}
 	if sent != stored {
 		return hint.Wrap(fmt.Errorf("the source sent %d rows and the target stored %d", sent, stored),
 			"a trigger on the target's table (ENABLE ALWAYS or REPLICA) leaves rows out: disable it for the copy")
@@ -123,6 +149,28 @@ func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) er
 		return fmt.Errorf("commit on the target: %w", err)
 	}
 	m.settle(sent)
+	return nil
+}
+
+// unmoved makes sure that a chunk was read from where its rows were when the copy began. A snapshot
+// does not see through a TRUNCATE or a rewrite: it finds the table empty. Whoever runs the copy keeps
+// both away by a lock, which ends with its session; and COPY has taken one of its own by now.
+func (c *copier) unmoved(ctx context.Context, src *pgx.Conn, ch chunk) error {
+	var files []string
+	for _, p := range ch.table.src.pieces {
+		if name := p.name.String(); name == ch.part.Relation || ch.table.src.whole {
+			files = append(files, p.file)
+		}
+	}
+	var moved bool
+	err := src.QueryRow(ctx, `SELECT EXISTS (SELECT FROM unnest($1::text[]) f
+		WHERE coalesce(pg_relation_filenode(split_part(f, '/', 1)::oid), 0)::text <> split_part(f, '/', 2))`, files).Scan(&moved)
+	if err == nil && moved {
+		err = ErrMoved
+	}
+	if err != nil {
+		return fmt.Errorf("look where the rows are: %w", err)
+	}
 	return nil
 }
 

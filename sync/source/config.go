@@ -99,6 +99,9 @@ type Config struct {
 
 	// StatusInterval is the time between two reports to the server. Default 1 s.
 	StatusInterval time.Duration
+	// ReceiveTimeout is how long a server may be silent before the connection counts as dead. It is
+	// asked to answer with every report, so it speaks more often than that. Default 60 s.
+	ReceiveTimeout time.Duration
 	// Log receives what an operator may want to know. Default: nothing.
 	Log *slog.Logger
 	// Events observes the reader. Default: nothing.
@@ -115,6 +118,7 @@ func (c *Config) complete() error {
 		return errors.New("acknowledging what is applied requires to know what is")
 	}
 	c.StatusInterval = cmp.Or(c.StatusInterval, time.Second)
+	c.ReceiveTimeout = cmp.Or(c.ReceiveTimeout, receiveTimeout)
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Applied == nil {
 		c.Applied = func() change.LSN { return 0 }
