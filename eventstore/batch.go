@@ -136,6 +136,17 @@ func (b *Batch) Pin(key string, at change.LSN, value []byte) {
 	}
 }
 
+// Newest says which transaction the last one of the batch is: its end is the head that the stream will
+// have. Without it nothing is known of that transaction.
+func (b *Batch) Newest(n Newest) {
+	if b.err == nil && n.End != b.head {
+		b.err = fmt.Errorf("newest transaction ends at %s, the batch at %s", n.End, b.head)
+	}
+	if b.err == nil {
+		b.fail(b.b.Set(b.stream.keys.key(tagNewest), n.encode(), nil))
+	}
+}
+
 // Bytes returns the size of what was gathered.
 func (b *Batch) Bytes() int {
 	if b.b == nil {

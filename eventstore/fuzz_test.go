@@ -33,6 +33,7 @@ func FuzzDamage(f *testing.F) {
 	f.Add(own.key(tagCommitted), []byte{valueChunk})
 	f.Add(own.key(tagLarge, []byte{1}), []byte{2})
 	f.Add(own.key(tagOpen), []byte(nil))
+	f.Add(own.key(tagNewest), []byte("short"))
 	f.Add(own.key(tagPin), []byte("short"))
 	f.Add(own.key(tagTouch, []byte{9}), u64(40))
 	f.Add(own.key(tagTouch, sized("t")), []byte{1})
@@ -92,6 +93,7 @@ func useDamaged(t *testing.T, files vfs.FS) {
 	for _, from := range []change.LSN{0, 15, 30} {
 		readDamaged(t, st, from)
 	}
+	_, _, _ = st.Newest()
 	_ = st.Touches().Scan(0, func(string, []byte) error { return nil })
 	_ = st.Touches().ScanTable("t", 0, func([]byte) error { return nil })
 	_ = st.Touches().Forget(35)

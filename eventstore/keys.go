@@ -19,6 +19,7 @@ const (
 	tagTail      = 'a'
 	tagCommitted = 'c'
 	tagLarge     = 'e'
+	tagNewest    = 'n'
 	tagOpen      = 'o'
 	tagPin       = 'p'
 	tagTouch     = 't'

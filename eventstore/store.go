@@ -27,6 +27,8 @@ import (
 //	s n stream c end(8)                'd' chunk: packed transactions, end is the last one's
 //	                                   'x' spill(8) count(4): a large transaction; goes with Trim
 //	s n stream e end(8)                spill(8): the same large transaction, for Trim to find
+//	s n stream n                       end(8) commit(8) time(8) xid(4) asked: see Newest; what counts
+//	                                   is that end is the head, and none may be there; survives Trim
 //	s n stream o spill(8)              xid(4): a spill without a commit; removed by its commit
 //	s n stream p k(2) key at(8)        pinned value; goes with Trim when a newer one is old enough
 //	s n stream t k(2) table key        at(8): the row was last touched there; goes with Forget

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/faultpg"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
@@ -171,6 +172,65 @@ func TestOriginReplaced(t *testing.T) {
 	backup.Start(t)
 	f.moveTo(t, backup)
 	f.refused(t, source.ErrServerBehind, "restored or replaced")
+}
+
+// TestOriginForked: a file-level copy takes the place of the origin, in the same timeline, and has written
+// more than the original had when the link followed that beyond the copy. The link does not go on, however
+// often it is tried and whatever it read last; with the original back it does.
+//
+// It fails when the newest stored transaction is not compared (resume), and when the copy is told of what
+// was read before that: a later connection then takes it for the original (isMute in report).
+func TestOriginForked(t *testing.T) {
+	t.Parallel()
+	const many = `SELECT coalesce(min(id), 0) - i, 1, repeat('x', 1000) FROM public.account, generate_series(1, 2000) i GROUP BY i`
+	for _, ack := range []source.AckPolicy{source.AckStored, source.AckApplied} {
+		t.Run(ack.String(), func(t *testing.T) {
+			t.Parallel()
+			original := smallCluster(t)
+			f := newFaulty(t, original.DB(t), pgtest.DB(t), tables, rows)
+			f.ack = ack
+			f.load(t)
+			for _, c := range []struct{ name, last, instead string }{
+				{"small", `INSERT INTO public.entry VALUES (-1, 1)`, `INSERT INTO public.entry VALUES (-2, 2)`},
+				{"large", `INSERT INTO public.account ` + many, `CREATE TABLE IF NOT EXISTS public.elsewhere (v int); INSERT INTO public.elsewhere SELECT generate_series(1, 20000)`},
+				{"streamed", `INSERT INTO public.account ` + many, `INSERT INTO public.account ` + many},
+			} {
+				if c.name == "streamed" {
+					f.from.Exec(t, `ALTER DATABASE `+f.from.Name+` SET logical_decoding_work_mem = '64kB'`)
+				}
+				stop := run(t, f.link)
+				f.settle(t)
+				backup := original.Copy(t)
+				backup.Stop(t)
+				f.from.Exec(t, c.last)
+				var end change.LSN
+				must(t, end.UnmarshalText([]byte(f.from.Strings(t, `SELECT pg_current_wal_insert_lsn()`)[0])))
+				must(t, f.link.Wait(t.Context(), end))
+				stop()
+				head := f.link.Stream().Head()
+
+				original.Stop(t)
+				backup.Start(t)
+				f.moveTo(t, backup)
+				pgtest.Eventually(t, "the copy to have written more", func() bool {
+					f.from.Exec(t, c.instead)
+					return f.from.Int(t, `SELECT (pg_current_wal_insert_lsn() > $1::pg_lsn)::int`, head.String()) == 1
+				})
+				for range 2 {
+					f.refused(t, source.ErrForked, "the newest stored transaction", head.String())
+				}
+				if got := f.link.Stream().Head(); got != head {
+					t.Errorf("%s: stored up to %s from the copy, was %s", c.name, got, head)
+				}
+				backup.Stop(t)
+				original.Start(t)
+				f.moveTo(t, original)
+				stop = run(t, f.link)
+				f.equal(t)
+				stop()
+			}
+		})
+	}
 }
 
 // TestDestinationRestored: the destination comes back as it was some time ago. What it lacks is applied

@@ -7,7 +7,9 @@
 // version 14 on send large transactions before they commit (protocol version 2): these are spilled
 // side by side, and what is stored of them are the messages of version 1, with marks that tell which
 // subtransactions were rolled back. Transactions are known by the end of their commit record, and those which the
-// stream already holds are dropped, so that a reconnect neither loses nor doubles any.
+// stream already holds are dropped, so that a reconnect neither loses nor doubles any. A reconnect lets
+// the server send the newest of them again where it can, and compares: a server with another past is not
+// read on (ErrForked).
 //
 // Three loops share a connection and nothing else: one receives, one makes durable, one tells the
 // server how far it may forget. None waits for those who read the stream, so the server hears from

@@ -63,7 +63,7 @@ func FuzzPacker(f *testing.F) {
 			}
 		}()
 		var received change.LSN
-		p := newPacker(st, func(r change.LSN, _ int) { received = max(received, r) })
+		p := newPacker(st, "", func(r change.LSN, _ int) { received = max(received, r) })
 		for n, rest := 0, chunk; len(rest) > 0; n++ {
 			var msg []byte
 			if msg, rest, err = change.NextFrame(rest); err != nil {

@@ -79,7 +79,7 @@ func TestPacker(t *testing.T) {
 	t.Parallel()
 	st := openStream(t)
 	var received change.LSN
-	newP := func() *packer { return newPacker(st, func(r change.LSN, _ int) { received = r }) }
+	newP := func() *packer { return newPacker(st, "", func(r change.LSN, _ int) { received = r }) }
 	p := newP()
 	add := func(msgs [][]byte) {
 		t.Helper()
@@ -160,7 +160,7 @@ func TestPackerRefuses(t *testing.T) {
 		"commit cut short":   {tx[0], tx[2][:25]},
 		"relation cut short": {tx[0], []byte("R123")},
 	} {
-		p := newPacker(openStream(t), func(change.LSN, int) {})
+		p := newPacker(openStream(t), "", func(change.LSN, int) {})
 		var err error
 		for _, m := range msgs {
 			err = p.add(m)

@@ -23,17 +23,19 @@ const (
 
 // A packer makes chunks out of messages and writes them to the stream.
 //
-//	buf: | framed messages of whole transactions, the last ends at end | messages of the open one |
+//	buf: | framed messages of whole transactions, the last is last     | messages of the open one |
 //	     0                                                          whole                    len(buf)
 //
 // Transactions that are streamed before they commit go beside it; see streamed.
 type packer struct {
 	stream *eventstore.Stream
 	stored func(received change.LSN, bytes int)
+	asked  string             // see eventstore.Newest
+	again  *eventstore.Newest // what the server has to send before all else; nil: nothing, or it has
 
 	buf     []byte
 	whole   int
-	end     change.LSN
+	last    eventstore.Newest
 	idle    change.LSN // nothing of interest happened between the last transaction and here
 	flushed time.Time
 	pins    []pin
@@ -45,6 +47,7 @@ type packer struct {
 		messages int
 		xid      uint32
 		commit   change.LSN // start of its commit record
+		time     uint64     // of its commit
 	}
 
 	streams map[uint32]*streamed // by their xid
@@ -59,8 +62,8 @@ type pin struct {
 	message  []byte
 }
 
-func newPacker(stream *eventstore.Stream, stored func(change.LSN, int)) *packer {
-	return &packer{stream: stream, stored: stored, streams: map[uint32]*streamed{}}
+func newPacker(stream *eventstore.Stream, asked string, stored func(change.LSN, int)) *packer {
+	return &packer{stream: stream, stored: stored, asked: asked, streams: map[uint32]*streamed{}}
 }
 
 // add takes one pgoutput message, which is not empty. Of its content only what delimits transactions
@@ -78,9 +81,7 @@ func (p *packer) add(msg []byte) error {
 		return p.commit(msg)
 	case !ofTransaction(kind):
 		return malformed(msg, "inside of a transaction: the server may be newer than this program")
-	case p.open.skip:
-		return nil
-	case kind == change.KindRelation:
+	case kind == change.KindRelation: // also of one that is skipped: the server does not say it again
 		if len(msg) < 5 {
 			return malformed(msg, "cut short")
 		}
@@ -108,7 +109,7 @@ func (p *packer) begin(msg []byte) error {
 		return fmt.Errorf("%w: begin of %d bytes, inside of a transaction: %v", change.ErrMalformed, len(msg), p.open.begun)
 	}
 	p.open.begun, p.open.spilled, p.open.messages = true, false, 0
-	p.open.commit = lsnAt(msg, 1)
+	p.open.commit, p.open.time = lsnAt(msg, 1), binary.BigEndian.Uint64(msg[9:])
 	p.open.xid = binary.BigEndian.Uint32(msg[17:])
 	p.open.skip = p.holds(p.open.commit)
 	return p.keep(msg)
@@ -117,7 +118,7 @@ func (p *packer) begin(msg []byte) error {
 // holds reports whether the stream has, or is about to have, the transaction whose commit record
 // begins there. Commit records do not overlap: one that begins before the end of another ends there
 // at the latest.
-func (p *packer) holds(commit change.LSN) bool { return commit < max(p.end, p.stream.Head()) }
+func (p *packer) holds(commit change.LSN) bool { return commit < max(p.last.End, p.stream.Head()) }
 
 // commit reads | 'C' | flags(1) | start of the commit record(8) | its end(8) | time(8) |.
 func (p *packer) commit(msg []byte) error {
@@ -125,6 +126,10 @@ func (p *packer) commit(msg []byte) error {
 		return fmt.Errorf("%w: commit of %d bytes does not belong to its begin", change.ErrMalformed, len(msg))
 	}
 	end := lsnAt(msg, 10)
+	this := eventstore.Newest{End: end, Commit: p.open.commit, Time: p.open.time, XID: p.open.xid, Asked: p.asked}
+	if err := p.recognise(this); err != nil {
+		return err
+	}
 	if err := p.keep(msg); err != nil {
 		return err
 	}
@@ -132,12 +137,12 @@ func (p *packer) commit(msg []byte) error {
 	p.open.begun = false
 	switch {
 	case tx.spilled:
-		return p.commitSpilled(tx.xid, end)
+		return p.commitSpilled(this)
 	case tx.skip || tx.messages == 2: // nothing between begin and commit
 		p.buf = p.buf[:p.whole]
 		return p.keepalive(end)
 	}
-	p.whole, p.end = len(p.buf), end
+	p.whole, p.last = len(p.buf), this
 	if p.whole >= chunkBytes {
 		return p.flush()
 	}
@@ -153,6 +158,9 @@ func (p *packer) commit(msg []byte) error {
 func (p *packer) keepalive(end change.LSN) error {
 	if p.open.begun || p.block != nil {
 		return nil
+	}
+	if p.again != nil { // nothing is believed that it says
+		return p.passed(end)
 	}
 	p.idle = max(p.idle, end)
 	p.settle(0)
@@ -176,12 +184,15 @@ func (p *packer) flush() error {
 	if p.whole == 0 {
 		return nil
 	}
-	n, err := p.write(func(b *eventstore.Batch) { b.Append(p.end, p.buf[:p.whole]) })
+	n, err := p.write(func(b *eventstore.Batch) {
+		b.Append(p.last.End, p.buf[:p.whole])
+		b.Newest(p.last)
+	})
 	if err != nil {
 		return err
 	}
 	p.cut(p.whole)
-	p.whole, p.end = 0, 0
+	p.whole, p.last = 0, eventstore.Newest{}
 	p.flushed = time.Now()
 	p.settle(n)
 	return nil
@@ -210,12 +221,13 @@ func (p *packer) keep(msg []byte) error {
 	return err
 }
 
-func (p *packer) commitSpilled(xid uint32, end change.LSN) error {
+func (p *packer) commitSpilled(this eventstore.Newest) error {
 	n, err := p.write(func(b *eventstore.Batch) {
 		if len(p.buf) > 0 {
-			b.Spill(xid, p.buf)
+			b.Spill(this.XID, p.buf)
 		}
-		b.CommitSpilled(xid, end)
+		b.CommitSpilled(this.XID, this.End)
+		b.Newest(this)
 	})
 	if err != nil {
 		return err

@@ -14,6 +14,9 @@ type positions struct {
 	mu struct {
 		sync.Mutex
 		Status
+		// mute: the server has not shown yet that it is the one that was read before, so it is told
+		// nothing of what it may forget.
+		mute bool
 	}
 }
 
@@ -23,11 +26,13 @@ func (p *positions) status() Status {
 	return p.mu.Status
 }
 
-func (p *positions) connect(confirmed change.LSN) {
+// connect begins again with what this server's slot and the stream hold. That there was nothing behind
+// them is what the connection before was told: of a server that was restored since it need not be true.
+func (p *positions) connect(confirmed, head change.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mu.Connected = true
-	p.mu.Acked = max(p.mu.Acked, confirmed) // some servers would move a slot back
+	p.mu.Connected, p.mu.mute = true, true
+	p.mu.Received, p.mu.Acked = max(head, confirmed), confirmed
 }
 
 // fork forgets what was said of positions after at, which belong to another history now.
@@ -53,8 +58,15 @@ func (p *positions) heard(now time.Time, serverEnd change.LSN) {
 func (p *positions) receive(lsn change.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.mu.mute = false
 	p.mu.Received = max(p.mu.Received, lsn)
 	p.mu.ServerEnd = max(p.mu.ServerEnd, lsn) // of which only a sample is taken
+}
+
+func (p *positions) isMute() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mu.mute
 }
 
 func (p *positions) ack(lsn change.LSN) (received, acked change.LSN) {
@@ -73,16 +85,19 @@ func (r *Reader) report(ctx context.Context, w *wire, asked <-chan struct{}) err
 	tick := time.NewTicker(r.cfg.StatusInterval)
 	defer tick.Stop()
 	for wantReply := true; ; {
-		ack := r.ackable()
-		if ack > max(saved, r.cfg.Stream.Durable()) {
-			// The slot is about to move beyond what the store holds. Should both be found so after
-			// a crash, this tells that nothing was lost.
-			if err := r.cfg.Stream.SetCursor(cursorAcked, ack); err != nil {
-				return err
+		var received, acked change.LSN // positions of zero leave a slot as it is
+		if !r.pos.isMute() {
+			ack := r.ackable()
+			if ack > max(saved, r.cfg.Stream.Durable()) {
+				// The slot is about to move beyond what the store holds. Should both be found so after
+				// a crash, this tells that nothing was lost.
+				if err := r.cfg.Stream.SetCursor(cursorAcked, ack); err != nil {
+					return err
+				}
+				saved = ack
 			}
-			saved = ack
+			received, acked = r.pos.ack(ack)
 		}
-		received, acked := r.pos.ack(ack)
 		if err := w.report(received, acked, wantReply); err != nil {
 			return fmt.Errorf("report to the server: %w", err)
 		}

@@ -37,35 +37,35 @@ const preflightTimeout = time.Minute
 // again is the only way on when changes are lost.
 const again = "the target can no longer follow: start the migration again with a new copy"
 
-// preflight checks that the server and its slot continue what is stored, and returns how far the slot
-// was confirmed. repl is the session that is going to read; it has not begun.
-func (r *Reader) preflight(ctx context.Context, repl *pgconn.PgConn) (change.LSN, error) {
+// preflight checks that the server and its slot continue what is stored, and returns the slot. repl is
+// the session that is going to read; it has not begun.
+func (r *Reader) preflight(ctx context.Context, repl *pgconn.PgConn) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
 	defer cancel()
 	now, err := Identify(ctx, repl)
 	if err != nil {
-		return 0, err
+		return State{}, err
 	}
 	if err := r.identity.Same(now); err != nil {
-		return 0, err
+		return State{}, err
 	}
 	forked := r.identity.Timeline != 0 && r.identity.Timeline != now.Timeline
 	if forked {
 		if err := r.followFork(ctx, repl, now); err != nil {
-			return 0, err
+			return State{}, err
 		}
 	}
-	confirmed, err := r.checkSlot(ctx, forked)
+	slot, err := r.checkSlot(ctx, forked)
 	if err != nil {
-		return 0, err
+		return State{}, err
 	}
 	if r.identity != now {
 		if err := r.cfg.Identified(now); err != nil {
-			return 0, fmt.Errorf("remember which server it is: %w", err)
+			return State{}, fmt.Errorf("remember which server it is: %w", err)
 		}
 		r.identity = now
 	}
-	return confirmed, nil
+	return slot, nil
 }
 
 // Check reports whether the server and its slot continue what is stored, with nothing missing between
@@ -92,39 +92,39 @@ func (r *Reader) Check(ctx context.Context) error {
 }
 
 // checkSlot looks at the slot and the publications over a session of its own.
-func (r *Reader) checkSlot(ctx context.Context, forked bool) (change.LSN, error) {
+func (r *Reader) checkSlot(ctx context.Context, forked bool) (State, error) {
 	conn, err := r.cfg.DSN.Connect(ctx, "source")
 	if err != nil {
-		return 0, err
+		return State{}, err
 	}
 	defer hangUp(ctx, conn.PgConn())
 
 	var recovering bool
 	if err := conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&recovering); err != nil {
-		return 0, fmt.Errorf("ask whether the server is a standby: %w", err)
+		return State{}, fmt.Errorf("ask whether the server is a standby: %w", err)
 	}
 	if recovering {
-		return 0, standbyError{}
+		return State{}, standbyError{}
 	}
 	slot, err := SlotState(ctx, conn, r.cfg.Slot)
 	if err != nil {
-		return 0, err
+		return State{}, err
 	}
 	known, err := r.known()
 	if err != nil {
-		return 0, err
+		return State{}, err
 	}
 	if err := slot.usable(r.cfg.Slot, conn.Config().Database, known, forked); err != nil {
-		return 0, err
+		return State{}, err
 	}
 	if err := r.checkPublications(ctx, conn); err != nil {
-		return 0, err
+		return State{}, err
 	}
 	if slot.ConfirmedFlush > known {
-		return 0, hint.Wrap(fmt.Errorf("%w: it stands at %s, the store at %s: what was committed between them is missing", ErrSlotAhead, slot.ConfirmedFlush, known),
+		return State{}, hint.Wrap(fmt.Errorf("%w: it stands at %s, the store at %s: what was committed between them is missing", ErrSlotAhead, slot.ConfirmedFlush, known),
 			"slot %q was dropped and made again, something else read it, or the data directory is an old copy; %s", r.cfg.Slot, again)
 	}
-	return slot.ConfirmedFlush, r.checkWritten(ctx, conn)
+	return slot, r.checkWritten(ctx, conn)
 }
 
 // A standbyError says that the server cannot be read yet. It counts as a time-out, so that it is tried

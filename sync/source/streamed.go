@@ -3,6 +3,7 @@ package source
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -40,7 +41,14 @@ type streamed struct {
 	// sent: a small part of what the server itself holds in memory for it.
 	rolledBack []uint32
 	pins       []subPin
+	// rows names subtransactions that brought rows, the first few of those that were not rolled back;
+	// any says whether one ever did.
+	rows []uint32
+	any  bool
 }
+
+// maxRows is how many subtransactions streamed.rows names at a time.
+const maxRows = 16
 
 // A subPin is a description of a relation that counts unless sub is rolled back. Subtransactions
 // nest, so what is rolled back is always the newest: one that repeats the last is not kept.
@@ -94,15 +102,26 @@ func (p *packer) inBlock(kind change.Kind, msg []byte) error {
 	p.piece = change.AppendFrame(p.piece, msg[4:])
 	bare := p.piece[len(p.piece)-len(msg)+4:] // without the xid, whose last byte gives way to the kind
 	bare[0] = msg[0]
-	if kind == change.KindRelation {
+	switch kind { //nolint:exhaustive // the others need no look
+	case change.KindRelation:
 		if err := s.describe(bare); err != nil {
 			return err
 		}
+	case change.KindInsert, change.KindUpdate, change.KindDelete, change.KindTruncate:
+		s.brought()
 	}
 	if len(p.piece) < chunkBytes {
 		return nil
 	}
 	return p.spillPiece(s)
+}
+
+// brought notes that the subtransaction whose messages come now has rows.
+func (s *streamed) brought() {
+	s.any = true
+	if n := len(s.rows); n < maxRows && (n == 0 || s.rows[n-1] != s.sub) {
+		s.rows = append(s.rows, s.sub)
+	}
 }
 
 // describe keeps the description of a relation until it is known whether it counts.
@@ -142,16 +161,14 @@ func (p *packer) streamCommit(msg []byte) error {
 		return malformed(msg, "of %d bytes", len(msg))
 	}
 	xid, commit, end := binary.BigEndian.Uint32(msg[1:]), lsnAt(msg, 6), lsnAt(msg, 14)
+	this := eventstore.Newest{End: end, Commit: commit, Time: binary.BigEndian.Uint64(msg[22:]), XID: xid, Asked: p.asked}
 	s := p.streams[xid]
 	if s == nil {
 		return malformed(msg, "of transaction %d, of which nothing was sent", xid)
 	}
 	delete(p.streams, xid)
-	if p.holds(commit) {
-		if err := p.drop(xid); err != nil {
-			return err
-		}
-		return p.keepalive(end)
+	if err := p.recognise(this); err != nil {
+		return errors.Join(err, p.drop(xid))
 	}
 	if err := p.flush(); err != nil {
 		return err
@@ -159,9 +176,18 @@ func (p *packer) streamCommit(msg []byte) error {
 	for _, d := range s.pins {
 		p.pins = append(p.pins, pin{d.relation, commit, d.message})
 	}
+	if p.holds(commit) || !s.any { // of one without rows a server that did not stream it would send nothing
+		if err := p.drop(xid); err != nil {
+			return err
+		}
+		return p.keepalive(end)
+	}
 	n, err := p.write(func(b *eventstore.Batch) {
 		b.Spill(xid, change.AppendFrame(nil, append([]byte{byte(change.KindCommit)}, msg[5:]...)))
 		b.CommitReserved(xid, end, s.first(msg))
+		if len(s.rows) > 0 { // or else all may be rolled back, and not be sent again
+			b.Newest(this)
+		}
 	})
 	if err != nil {
 		return err
@@ -198,6 +224,7 @@ func (p *packer) streamAbort(msg []byte) error {
 		return p.drop(xid)
 	}
 	s.rolledBack = append(s.rolledBack, sub)
+	s.rows = slices.DeleteFunc(s.rows, func(of uint32) bool { return of == sub })
 	s.pins = slices.DeleteFunc(s.pins, func(d subPin) bool { return d.sub == sub })
 	return nil
 }

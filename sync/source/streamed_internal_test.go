@@ -111,7 +111,7 @@ func TestPackerStreamed(t *testing.T) {
 	t.Parallel()
 	st := openStream(t)
 	var received change.LSN
-	newP := func() *packer { return newPacker(st, func(r change.LSN, _ int) { received = r }) }
+	newP := func() *packer { return newPacker(st, "", func(r change.LSN, _ int) { received = r }) }
 	p := newP()
 	add := func(msgs ...[]byte) {
 		t.Helper()
@@ -168,7 +168,7 @@ func TestPackerStreamed(t *testing.T) {
 	add(streamCommit(300, 60, 70))
 	add(blockStart(400, true), blockEnd(), streamCommit(400, 70, 80)) // nothing in it
 	keepalive(90, 90)
-	want += " (40 v=e 50) (300 v=f v=g 70) (400 80)"
+	want += " (40 v=e 50) (300 v=f v=g 70)"
 	if got := said(t, st, 0); got != want {
 		t.Errorf("stored\n%s, want\n%s", got, want)
 	}
@@ -178,7 +178,7 @@ func TestPackerStreamed(t *testing.T) {
 	if _, err := p.drained(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := said(t, st, 40), "(40 v=e 50) (300 v=f v=g 70) (400 80) (80 v=i 90) (90 v=j 95)"; got != want {
+	if got, want := said(t, st, 40), "(40 v=e 50) (300 v=f v=g 70) (80 v=i 90) (90 v=j 95)"; got != want {
 		t.Errorf("after the first streamed one\n%s, want\n%s", got, want)
 	}
 	if n := len(p.streams); n != 0 {
@@ -191,7 +191,7 @@ func TestPackerStreamed(t *testing.T) {
 func TestPackerStreamedPins(t *testing.T) {
 	t.Parallel()
 	st := openStream(t)
-	p := newPacker(st, func(change.LSN, int) {})
+	p := newPacker(st, "", func(change.LSN, int) {})
 	last := transaction(30, 40)
 	for _, m := range [][]byte{
 		blockStart(100, true), of(100, relation("v")), of(100, insert("a")), of(100, relation("v")), of(101, relation("w")), of(101, insert("b")),
@@ -218,7 +218,7 @@ func TestPackerStreamedPins(t *testing.T) {
 func TestPackerStreamedMemory(t *testing.T) {
 	t.Parallel()
 	st := openStream(t)
-	p := newPacker(st, func(change.LSN, int) {})
+	p := newPacker(st, "", func(change.LSN, int) {})
 	row := strings.Repeat("x", chunkBytes/3)
 	for round := range 3 {
 		for xid := range uint32(40) {
@@ -274,7 +274,7 @@ func TestPackerStreamedRefuses(t *testing.T) {
 		"a mark of our own":                    {tx[0], []byte("/>\x00\x00\x00\x01")},
 		"a mark of our own in a block":         {start, []byte("/>\x00\x00\x00\x01")},
 	} {
-		p := newPacker(openStream(t), func(change.LSN, int) {})
+		p := newPacker(openStream(t), "", func(change.LSN, int) {})
 		var err error
 		for i, m := range msgs {
 			if err = p.add(m); err != nil && i < len(msgs)-1 {
@@ -285,7 +285,7 @@ func TestPackerStreamedRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrMalformed", what, err)
 		}
 	}
-	p := newPacker(openStream(t), func(change.LSN, int) {})
+	p := newPacker(openStream(t), "", func(change.LSN, int) {})
 	if err := p.add([]byte("?what")); err == nil || !strings.Contains(err.Error(), `kind '?'`) {
 		t.Errorf("an unknown message: %v, which does not name it", err)
 	}

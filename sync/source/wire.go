@@ -113,8 +113,8 @@ func pluginOptions(major int, streaming Streaming, publications []string) string
 	return protocol + ", publication_names " + schema.QuoteLiteral(strings.Join(names, ","))
 }
 
-// start begins streaming after the transaction that ends at from, or where the slot stands when
-// that is later.
+// start begins streaming with the transactions whose commit records begin at from or later, or where the
+// slot stands when that is later.
 func (w *wire) start(slot string, from change.LSN, options string) error {
 	sql := fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (%s)", schema.QuoteIdent(slot), from, options)
 	query, err := (&pgproto3.Query{String: sql}).Encode(nil)
