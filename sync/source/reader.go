@@ -131,12 +131,7 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	if err != nil {
 		return err
 	}
-	slot, err := r.preflight(ctx, conn)
-	if err != nil {
-		hangUp(ctx, conn)
-		return err
-	}
-	from, again, err := r.resume(slot)
+	confirmed, err := r.preflight(ctx, conn)
 	if err != nil {
 		hangUp(ctx, conn)
 		return err
@@ -151,13 +146,12 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	stop := context.AfterFunc(ctx, w.close) // ends a blocked read or write
 	defer stop()
 	options := pluginOptions(w.major, r.streaming, r.cfg.Publications)
-	if err := w.start(r.cfg.Slot, from, options); err != nil {
+	if err := w.start(r.cfg.Slot, r.cfg.Stream.Head(), options); err != nil {
 		return err
 	}
-	p := newPacker(r.cfg.Stream, r.asked(), r.stored)
-	p.again = again
+	p := newPacker(r.cfg.Stream, r.stored)
 	defer func() { err = errors.Join(err, p.abandon()) }()
-	r.connected(ctx, slot.ConfirmedFlush, again != nil)
+	r.connected(ctx, confirmed)
 	defer func() {
 		if parent.Err() != nil {
 			err = context.Cause(parent) // rather than what closing the connection led to
@@ -172,11 +166,11 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	return g.Wait()
 }
 
-func (r *Reader) connected(ctx context.Context, at change.LSN, compares bool) {
-	r.pos.connect(at, r.cfg.Stream.Head())
+func (r *Reader) connected(ctx context.Context, at change.LSN) {
+	r.pos.connect(at)
 	r.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "receiving changes", slog.String("slot", r.cfg.Slot),
 		slog.String("confirmed", at.String()), slog.String("stored", r.cfg.Stream.Head().String()),
-		slog.String("streaming", r.streaming.String()), slog.Bool("compares_newest", compares))
+		slog.String("streaming", r.streaming.String()))
 	if f := r.cfg.Events.Connected; f != nil {
 		f()
 	}
