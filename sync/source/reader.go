@@ -131,7 +131,12 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	if err != nil {
 		return err
 	}
-	confirmed, err := r.preflight(ctx, conn)
+	slot, err := r.preflight(ctx, conn)
+	if err != nil {
+		hangUp(ctx, conn)
+		return err
+	}
+	from, again, err := r.resume(slot)
 	if err != nil {
 		hangUp(ctx, conn)
 		return err
@@ -146,12 +151,13 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	stop := context.AfterFunc(ctx, w.close) // ends a blocked read or write
 	defer stop()
 	options := pluginOptions(w.major, r.streaming, r.cfg.Publications)
-	if err := w.start(r.cfg.Slot, r.cfg.Stream.Head(), options); err != nil {
+	if err := w.start(r.cfg.Slot, from, options); err != nil {
 		return err
 	}
-	p := newPacker(r.cfg.Stream, r.stored)
+	p := newPacker(r.cfg.Stream, r.asked(), r.stored)
+	p.again = again
 	defer func() { err = errors.Join(err, p.abandon()) }()
-	r.connected(ctx, confirmed)
+	r.connected(ctx, slot.ConfirmedFlush, again != nil)
 	defer func() {
 		if parent.Err() != nil {
 			err = context.Cause(parent) // rather than what closing the connection led to
@@ -166,11 +172,11 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	return g.Wait()
 }
 
-func (r *Reader) connected(ctx context.Context, at change.LSN) {
-	r.pos.connect(at)
+func (r *Reader) connected(ctx context.Context, at change.LSN, compares bool) {
+	r.pos.connect(at, r.cfg.Stream.Head())
 	r.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "receiving changes", slog.String("slot", r.cfg.Slot),
 		slog.String("confirmed", at.String()), slog.String("stored", r.cfg.Stream.Head().String()),
-		slog.String("streaming", r.streaming.String()))
+		slog.String("streaming", r.streaming.String()), slog.Bool("compares_newest", compares))
 	if f := r.cfg.Events.Connected; f != nil {
 		f()
 	}
