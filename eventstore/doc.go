@@ -10,7 +10,8 @@
 // A transaction too large to hold is spilled under its xid while it arrives and becomes visible, at
 // its place in commit order, by [Batch.CommitSpilled]; many may be open at a time. Of one whose first
 // chunk depends on how it ends that chunk is kept free ([Batch.Reserve]). Spills without a commit
-// vanish when the stream is opened again.
+// vanish when the stream is opened again. [Batch.Newest] says which transaction the head is the end of,
+// for who has to know whether a source still has it.
 //
 // A [Bucket] holds small records, every write of which is durable when the call returns.
 //
