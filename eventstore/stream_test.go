@@ -285,6 +285,7 @@ func TestReopenDropsOpenSpills(t *testing.T) {
 	equal(t, "stream", drain(t, st, 0), []string{"10:kept", "20:again"})
 }
 
+// It fails when no values come, or those of another time.
 func TestPins(t *testing.T) {
 	t.Parallel()
 	st := stream(t, open(t, nil))
@@ -361,6 +362,7 @@ func TestTrim(t *testing.T) {
 	equal(t, "from the tail", drain(t, st, 30), []string{"40:chunk 40"})
 }
 
+// It fails when Sync does not wait for the disk.
 func TestDurableIsWhatSurvivesPowerLoss(t *testing.T) {
 	t.Parallel()
 	files := vfs.NewCrashableMem()

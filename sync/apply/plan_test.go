@@ -55,6 +55,8 @@ func planOps(t *table, text string) []op {
 	return ops
 }
 
+// It fails when an update is left out of the net effect, and when a value that an update did not send is
+// not taken from the older image.
 func TestFold(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

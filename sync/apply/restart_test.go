@@ -90,6 +90,7 @@ func TestReconnect(t *testing.T) {
 }
 
 // TestOrphan: an earlier session of ours that still commits is waited for, not repeated.
+// It fails when the progress row is not locked and compared before the rows.
 func TestOrphan(t *testing.T) {
 	t.Parallel()
 	const ddl = "CREATE TABLE t (n int)"
@@ -119,6 +120,7 @@ func TestOrphan(t *testing.T) {
 }
 
 // TestLargeTransaction: it arrives whole, in bounded memory, also where a part is refused at first.
+// It fails when a part commits by itself.
 func TestLargeTransaction(t *testing.T) {
 	t.Parallel()
 	const rows = 300_000

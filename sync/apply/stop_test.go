@@ -370,6 +370,7 @@ func TestAfterEpoch(t *testing.T) {
 	}
 }
 
+// It fails when keys are not recorded before the rows are committed.
 func TestTouch(t *testing.T) {
 	t.Parallel()
 	const ddl = "CREATE TABLE t (a int, b text, v int, PRIMARY KEY (b, a)); CREATE TABLE f (a int); ALTER TABLE f REPLICA IDENTITY FULL; CREATE TABLE e (a int PRIMARY KEY)"

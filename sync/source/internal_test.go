@@ -29,6 +29,7 @@ func openStream(t *testing.T) *eventstore.Stream {
 	return st
 }
 
+// It fails when what is received counts as durable, or as applied.
 func TestAckable(t *testing.T) {
 	t.Parallel()
 	st := openStream(t)
@@ -75,6 +76,9 @@ func transaction(commit, end change.LSN, rows ...string) [][]byte {
 	return append(list, append(done, make([]byte, 8)...))
 }
 
+// It fails when a transaction that the stream holds is stored again (a server does not send it again
+// where it keeps to its protocol, so no test against one can see that), when a keepalive counts inside
+// of a transaction, and when a spill that was cut off stays.
 func TestPacker(t *testing.T) {
 	t.Parallel()
 	st := openStream(t)
