@@ -192,6 +192,13 @@ func summary(s migrate.Status) string {
 	if s.Step != "" {
 		parts = append(parts, s.Step)
 	}
+	if s.Phase == migrate.Copying && s.Build == nil && len(s.Tables) > 0 {
+		var rows, total int64
+		for _, t := range s.Tables {
+			rows, total = rows+t.Rows, total+max(t.TotalRows, t.Rows)
+		}
+		parts = append(parts, fmt.Sprintf("%s of about %s rows", units.Count(rows), units.Count(total)))
+	}
 	if s.Build != nil {
 		parts = append(parts, fmt.Sprintf("%d/%d %s", s.Build.Done, s.Build.Total, s.Build.What))
 	}

@@ -45,6 +45,9 @@ func TestKilledCopyResumes(t *testing.T) {
 	if log := p.stderr.String(); !strings.Contains(log, "copy resumed") {
 		t.Errorf("nothing about resuming in the log:\n%s", log)
 	}
+	if text := p.text(); !strings.Contains(text, "copy resumed: ") { // among what a person sees without --log-level
+		t.Errorf("nothing about resuming among the events:\n%s", text)
+	}
 	p.line("progress", map[string]any{"message": "copy public.small"})
 	pgtest.Eventually(t, "equal tables", func() bool {
 		const digest = `SELECT count(*), sum(n), md5(string_agg(r::text, '' ORDER BY id)) FROM big r`

@@ -135,6 +135,9 @@ func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress))
 	}
 	if l.follower != nil {
 		cfg.Locked = l.follower.asPlanned
+		cfg.Resumed = func(done, all int) {
+			l.follower.engine.migration.Tell(fmt.Sprintf("copy resumed: %d of %d chunks are there already", done, all))
+		}
 	}
 	for {
 		r, err := l.link.Load(ctx, cfg)

@@ -35,6 +35,7 @@ type LoadConfig struct {
 	Workers    int   // see [snapshot.Config]
 	ChunkBytes int64 // see [snapshot.Config]
 	Progress   func(snapshot.Table)
+	Resumed    func(done, all int) // see [snapshot.Config]
 	// Locked is called once nobody can change the definition of the tables any more, and before the
 	// snapshot is taken: the place to make sure that they are what the mappings were made from. An
 	// error ends the copy before it begins. Default: nothing is called.
@@ -107,7 +108,7 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 		return snapshot.Result{}, err
 	}
 	result, err := l.copy(ctx, p, b, keeper, snapshot.Config{
-		Mappings: l.cfg.Mappings, Workers: cfg.Workers, ChunkBytes: cfg.ChunkBytes, Progress: cfg.Progress,
+		Mappings: l.cfg.Mappings, Workers: cfg.Workers, ChunkBytes: cfg.ChunkBytes, Progress: cfg.Progress, Resumed: cfg.Resumed,
 		Keep:    func(*manifest.Table) bool { return true },
 		Changed: l.changedSince(p, b, rec.Start),
 	})

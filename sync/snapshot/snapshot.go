@@ -45,6 +45,9 @@ type Config struct {
 	AnswerTimeout time.Duration
 	// Gate is called before each chunk and may wait, to let the source breathe. Default: none.
 	Gate func(context.Context) error
+	// Resumed is told, before anything is copied, how many of how many chunks an earlier, interrupted
+	// copy has finished, if there are any. Default: nobody is told.
+	Resumed func(done, all int)
 	// Log receives one line for each table. Default: discarded.
 	Log *slog.Logger
 
@@ -230,6 +233,9 @@ func (c *copier) begin(ctx context.Context, dst *pgx.Conn, limits planLimits) (q
 	if done > 0 {
 		c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "copy resumed",
 			slog.Int("chunks_done", done), slog.Int("chunks", done+len(queue)))
+		if f := c.cfg.Resumed; f != nil {
+			f(done, done+len(queue))
+		}
 	}
 	if len(queue) == 0 {
 		return nil, flush(ctx, dst) // of what an earlier run committed
