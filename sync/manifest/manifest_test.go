@@ -60,7 +60,7 @@ func begun(t *testing.T, db DB) *Table {
 	return table
 }
 
-var same = cmp.Comparer(func(a, b change.Snapshot) bool { return a.String() == b.String() }) //nolint:gochecknoglobals // an option of cmp
+var same = cmp.Comparer(func(a, b change.Snapshot) bool { return a.String() == b.String() })
 
 // TestNotInstalled: a database without a manifest knows nothing, and a transaction that asks goes on.
 // It fails when Read meets the missing table instead of asking for it: that ends the transaction.
