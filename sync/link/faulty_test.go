@@ -219,6 +219,17 @@ func (f *faulty) settle(t *testing.T) {
 	})
 }
 
+// catchUp is settle for as long as very large transactions take, over a link that runs undisturbed. What is
+// waited for lies before the end of a transaction: the destination never stands at other positions.
+func (f *faulty) catchUp(t *testing.T) {
+	t.Helper()
+	var end change.LSN
+	must(t, end.UnmarshalText([]byte(f.from.Strings(t, `SELECT pg_current_wal_insert_lsn()`)[0])))
+	f.marker++
+	f.from.Exec(t, `INSERT INTO public.marker VALUES ($1)`, f.marker)
+	must(t, f.link.Wait(t.Context(), end))
+}
+
 // equal settles and compares: every table as a multiset of rows, and the progress.
 func (f *faulty) equal(t *testing.T) {
 	t.Helper()

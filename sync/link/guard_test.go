@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/faultpg"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
@@ -202,10 +201,12 @@ func TestOriginForked(t *testing.T) {
 				f.settle(t)
 				backup := original.Copy(t)
 				backup.Stop(t)
+				before := f.link.Applied()
 				f.from.Exec(t, c.last)
-				var end change.LSN
-				must(t, end.UnmarshalText([]byte(f.from.Strings(t, `SELECT pg_current_wal_insert_lsn()`)[0])))
-				must(t, f.link.Wait(t.Context(), end))
+				pgtest.Eventually(t, "the last transaction to be applied", func() bool {
+					at := f.link.Applied()
+					return at > before && at == f.link.Stream().Head()
+				})
 				stop()
 				head := f.link.Stream().Head()
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/faultpg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
@@ -51,9 +50,7 @@ func TestSmallScenarios(t *testing.T) {
 			f.from.Exec(t, c.before)
 			stop := run(t, f.link)
 			f.from.Exec(t, c.while)
-			end, err := change.ParseLSN(f.from.Strings(t, `SELECT pg_current_wal_flush_lsn()`)[0])
-			must(t, err)
-			must(t, f.link.Wait(t.Context(), end)) // longer than settle would
+			f.catchUp(t)
 			f.equal(t)
 			stop()
 		})
