@@ -41,7 +41,7 @@ SELECT concat_ws(' ',
 
 // A watcher looks for DDL that the stream does not show.
 type watcher struct {
-	stamp  string          // of the catalog that was looked at last
+	stamp  string           // of the catalog that was looked at last
 	warned map[warning]bool // what was told already
 }
 
