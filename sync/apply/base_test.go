@@ -114,6 +114,26 @@ func TestBaseHoldsOldShapes(t *testing.T) {
 	o.equal(t, target)
 }
 
+// TestBaseHoldsHalfOfATruncate: a copy of the referencing table holds a TRUNCATE of both, which is
+// applied to the other alone. PostgreSQL does not truncate a table that another one refers to.
+//
+// It fails when what is left of such a TRUNCATE is truncated.
+func TestBaseHoldsHalfOfATruncate(t *testing.T) {
+	t.Parallel()
+	const ddl = "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY, p int REFERENCES parent); CREATE TABLE other (id int)"
+	o := newOrigin(t, ddl, nil)
+	target := newTarget(t, ddl)
+	o.xidOf(t, "INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 1); INSERT INTO other VALUES (1)")
+	o.xidOf(t, "TRUNCATE parent, other RESTART IDENTITY CASCADE")
+	last := o.xidOf(t, "INSERT INTO parent VALUES (3); INSERT INTO child VALUES (3, 3)")
+	until := o.pull(t)
+	writeManifest(t, target, "child", fmt.Sprintf("%d:%[1]d:", last+1), until, 1)
+	target.Exec(t, "SET session_replication_role = replica; INSERT INTO child VALUES (3, 3); RESET session_replication_role")
+	r := o.start(t, target)
+	r.wait(t, until)
+	o.equal(t, target)
+}
+
 // TestBaseUnfinished: nothing is applied beside a table that is copied in part.
 func TestBaseUnfinished(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,7 @@ type op struct {
 type truncation struct {
 	tables  []*table
 	restart bool // identities start again
+	half    bool // the copies of other tables in it hold it already
 }
 
 type opKind uint8

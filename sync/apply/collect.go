@@ -325,6 +325,7 @@ func (c *collector) truncate(m *change.Truncate) error {
 	tr := &truncation{restart: m.RestartIdentity}
 	for _, rel := range m.Relations {
 		if c.bases.holds(rel, c.commits, c.xid) {
+			tr.half = true
 			continue
 		}
 		t, err := c.table(rel)

@@ -240,10 +240,21 @@ WHERE t.ctid = h.tid AND t.tableoid = h.rel`,
 
 // truncation empties tables in one statement. CASCADE is not repeated: what it reached at the source
 // is in the same message. Identities start again only where they did.
+//
+// Where a table of the message is left out, PostgreSQL may refuse to truncate one that it refers to.
+// The rows are deleted then; identities, which move on at promotion, stay.
 func (s *shape) truncation(b *builder) {
 	names := make([]string, len(s.truncate.tables))
 	for i, t := range s.truncate.tables {
 		names[i] = t.target.sql()
+	}
+	if s.truncate.half {
+		last := len(names) - 1
+		for i, name := range names[:last] {
+			fmt.Fprintf(b, "%s t%d AS (DELETE FROM %s)", []string{"WITH", ","}[min(i, 1)], i, name)
+		}
+		fmt.Fprintf(b, " DELETE FROM %s", names[last])
+		return
 	}
 	again := ""
 	if s.truncate.restart {
