@@ -21,7 +21,7 @@ type Cluster struct {
 func NewCluster(t testing.TB, opts ...Option) *Cluster {
 	t.Helper()
 	o := newOptions(opts)
-	srv, err := startServer(o.major, o.settings)
+	srv, err := startServer(o)
 	if err != nil {
 		t.Fatalf("PostgreSQL cluster: %v", err)
 	}

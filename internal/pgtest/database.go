@@ -26,6 +26,7 @@ type options struct {
 	encoding string
 	template *Database
 	major    int
+	dir      string
 	settings map[string]string
 }
 
@@ -43,6 +44,10 @@ func Template(db *Database) Option { return func(o *options) { o.template = db }
 func Setting(name, value string) Option {
 	return func(o *options) { o.settings[name] = value }
 }
+
+// Dir puts all files of a cluster made by NewCluster into an empty directory, which stays: one on a file
+// system of the test's own, say. Everybody must be able to enter the folders above it.
+func Dir(path string) Option { return func(o *options) { o.dir = path } }
 
 func newOptions(opts []Option) options {
 	o := options{settings: sharedSettings()}

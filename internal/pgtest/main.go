@@ -75,7 +75,7 @@ func (p *pool) get(major int) (server, error) {
 		p.clusters[major] = s
 	}
 	p.mu.Unlock()
-	s.once.Do(func() { s.server, s.err = startServer(major, sharedSettings()) })
+	s.once.Do(func() { s.server, s.err = startServer(options{major: major, settings: sharedSettings()}) })
 	return s.server, s.err
 }
 

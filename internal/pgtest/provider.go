@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -75,19 +76,22 @@ func resolve(major int) (int, error) {
 	return in.Major, err
 }
 
-func startServer(major int, settings map[string]string) (server, error) {
+func startServer(o options) (server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	if inDocker() {
-		return startContainer(ctx, major, settings)
+	switch {
+	case !inDocker():
+		return startLocal(ctx, o)
+	case o.dir != "":
+		return nil, errors.New("containers keep their files to themselves: run without FICUS_TEST_PG=docker")
 	}
-	return startLocal(ctx, major, settings)
+	return startContainer(ctx, o.major, o.settings)
 }
 
-func startLocal(ctx context.Context, major int, settings map[string]string) (server, error) {
-	in, err := installFor(major) //nolint:contextcheck // looking for binaries takes no context
+func startLocal(ctx context.Context, o options) (server, error) {
+	in, err := installFor(o.major) //nolint:contextcheck // looking for binaries takes no context
 	if err != nil {
 		return nil, err
 	}
-	return pgserver.Start(ctx, pgserver.Config{Install: in, Settings: settings})
+	return pgserver.Start(ctx, pgserver.Config{Install: in, Dir: o.dir, Settings: o.settings})
 }
