@@ -96,7 +96,7 @@ func (r *rebasing) stage(ctx context.Context) error {
 		"CREATE TEMPORARY TABLE ficus_rows ON COMMIT DROP AS SELECT " + columns + " FROM " + r.t.m.Target.String() + " WITH NO DATA",
 	} {
 		if _, err := r.tx.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("stage changed rows: %w", err)
+			return fmt.Errorf("stage changed rows: %w", targetError(err))
 		}
 	}
 	if err := r.stageKeys(ctx); err != nil {
@@ -113,7 +113,7 @@ func (r *rebasing) stage(ctx context.Context) error {
 		"ANALYZE pg_temp.ficus_keys",
 	} {
 		if _, err := r.tx.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("stage changed rows: %w", err)
+			return fmt.Errorf("stage changed rows: %w", targetError(err))
 		}
 	}
 	return nil
