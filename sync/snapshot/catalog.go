@@ -199,7 +199,7 @@ func empty(ctx context.Context, db manifest.DB, tables []*table, alone bool) err
 			continue
 		}
 		if _, err := db.Exec(ctx, "DELETE FROM "+t.truncated()); err != nil {
-			return fmt.Errorf("empty the target's table %s: %w", t.m.Target.Display(), err)
+			return fmt.Errorf("empty the target's table %s: %w", t.m.Target.Display(), targetError(err))
 		}
 	}
 	if len(list) == 0 {
@@ -209,7 +209,7 @@ func empty(ctx context.Context, db manifest.DB, tables []*table, alone bool) err
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("empty the target's tables: %w", err)
+	err = fmt.Errorf("empty the target's tables: %w", targetError(err))
 	if pg.Code(err) == "0A000" {
 		err = hint.Wrap(err, "a table that is not copied has a foreign key to one that is: drop that constraint on the target, or copy its table too")
 	}

@@ -124,7 +124,7 @@ func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) er
 	}
 	if t.refresh { // the same transaction as COPY: PostgreSQL may then freeze the rows as it stores them
 		if _, err := tx.Exec(ctx, "TRUNCATE "+t.truncated()); err != nil {
-			return fmt.Errorf("empty the target's table: %w", err)
+			return fmt.Errorf("empty the target's table: %w", targetError(err))
 		}
 	}
 	m := &meter{table: t}
