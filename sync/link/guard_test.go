@@ -344,11 +344,13 @@ func TestSlotInvalidated(t *testing.T) {
 			f.target.Flow()
 		}, nil, "its WAL was removed"},
 		{"nobody reads", source.AckApplied, append(small, pgtest.Version(17)), nil, fill, "its WAL was removed"},
-		{"idle", source.AckStored, []pgtest.Option{pgtest.Version(18), pgtest.Setting("idle_replication_slot_timeout", "1s")}, nil, func(t *testing.T, f *faulty) {
+		{"idle", source.AckStored, []pgtest.Option{pgtest.Version(18)}, nil, func(t *testing.T, f *faulty) {
 			t.Helper()
 			if f.from.Major < 18 {
-				t.Skip("servers before 18 have no idle_replication_slot_timeout")
+				t.Skipf("PostgreSQL %d knows no idle slots", f.from.Major)
 			}
+			f.from.Exec(t, `ALTER SYSTEM SET idle_replication_slot_timeout = '1s'`)
+			f.from.Exec(t, `SELECT pg_reload_conf()`)
 			pgtest.Eventually(t, "the slot to be given up", func() bool {
 				f.from.Exec(t, `CHECKPOINT`)
 				return f.from.Int(t, lost, f.name()) == 1

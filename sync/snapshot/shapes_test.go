@@ -188,7 +188,7 @@ func TestTypes(t *testing.T) {
 			"numbers": "binary", "texts": "binary", "times": "binary", "others": "binary", "moods": "binary",
 			"own": "text", "names": "text", "queries": "text",
 		}
-		if versions[0] >= 17 && versions[1] < 17 { // infinite intervals, see TestFormat
+		if src.Major >= 17 && dst.Major < 17 { // infinite intervals, see TestFormat
 			want["times"] = "text"
 		}
 		if diff := cmp.Diff(want, formats); diff != "" {
