@@ -209,9 +209,17 @@ func (l *Link) awaitCommits(ctx context.Context) error {
 				AND (a.state IS NULL OR a.query ILIKE '%prepared%'))))`)
 }
 
-// awaitTransactions returns once every transaction that had an id when it was called has ended.
+// awaitTransactions returns once every transaction of this database that had an id when it was called
+// has ended.
 func (l *Link) awaitTransactions(ctx context.Context) error {
-	return l.awaitEnd(ctx, `SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint < $1`)
+	return l.awaitEnd(ctx, `
+		SELECT x::text FROM pg_snapshot_xip(pg_current_snapshot()) x
+		WHERE x::text::bigint < $1 AND NOT EXISTS (
+			SELECT FROM pg_stat_activity a
+			WHERE a.backend_xid::text::bigint = x::text::bigint % 4294967296 AND a.datname <> current_database())
+		AND NOT EXISTS (
+			SELECT FROM pg_prepared_xacts p
+			WHERE p.transaction::text::bigint = x::text::bigint % 4294967296 AND p.database <> current_database())`)
 }
 
 // awaitEnd waits until a query finds no transaction any more that is older than the call.

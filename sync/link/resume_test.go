@@ -410,8 +410,10 @@ func TestRemap(t *testing.T) {
 	ddl := `CREATE TABLE public.late (id int PRIMARY KEY, v text)`
 	f.from.Exec(t, ddl+`; INSERT INTO public.late SELECT i, 'x' FROM generate_series(1, 500) i`)
 	f.to.Exec(t, ddl)
-	open := f.from.Conn(t)
-	_, err := open.Exec(t.Context(), `BEGIN; INSERT INTO public.late VALUES (1000, 'open')`)
+	elsewhere, open := pgtest.DB(t).Conn(t), f.from.Conn(t) // another database's transactions hold nobody up
+	_, err := elsewhere.Exec(t.Context(), `CREATE TABLE t (n int); BEGIN; INSERT INTO t VALUES (1)`)
+	must(t, err)
+	_, err = open.Exec(t.Context(), `BEGIN; INSERT INTO public.late VALUES (1000, 'open')`)
 	must(t, err)
 	f.inspect(t.Context(), t)
 	remapped := make(chan error, 1)
@@ -427,6 +429,8 @@ func TestRemap(t *testing.T) {
 	_, err = open.Exec(t.Context(), `COMMIT`)
 	must(t, err)
 	must(t, <-remapped)
+	_, err = elsewhere.Exec(t.Context(), `COMMIT`)
+	must(t, err)
 	if err := f.stopped(t); !errors.Is(err, apply.ErrUnfinished) {
 		t.Fatalf("run before the new table is copied: %v", err)
 	}
