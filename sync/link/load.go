@@ -75,16 +75,11 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	// be copied empty, and the changes before the TRUNCATE would find no row. Like pg_dump, a session
 	// holds ACCESS SHARE locks until the copy is done, so that TRUNCATE and DDL wait.
 	// Source: PostgreSQL manual, "Concurrency Control", section "Caveats".
-	keeper, err := l.cfg.From.Connect(ctx, "lock")
+	keeper, holder, end, err := l.sessions(ctx)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	defer keeper.Close(context.WithoutCancel(ctx))
-	holder, err := l.cfg.From.Connect(ctx, "snapshot")
-	if err != nil {
-		return snapshot.Result{}, err
-	}
-	defer holder.Close(context.WithoutCancel(ctx))
+	defer end()
 
 	begun, p, err := l.interrupted(ctx)
 	if err != nil {
@@ -116,6 +111,22 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 		return snapshot.Result{}, fmt.Errorf("link %s: load: %w", l.cfg.Name, err)
 	}
 	return result, l.remember(rec)
+}
+
+// sessions opens what a copy needs at the origin: keeper for the locks on its tables, holder for its
+// snapshot. end closes both.
+func (l *Link) sessions(ctx context.Context) (keeper, holder *pgx.Conn, end func(), err error) {
+	if keeper, err = l.cfg.From.Connect(ctx, "lock"); err != nil {
+		return nil, nil, nil, err
+	}
+	ending := context.WithoutCancel(ctx)
+	if holder, err = l.cfg.From.Connect(ctx, "snapshot"); err != nil {
+		return nil, nil, nil, errors.Join(err, keeper.Close(ending))
+	}
+	return keeper, holder, func() {
+		_ = holder.Close(ending) // what they held goes with them, in order or not
+		_ = keeper.Close(ending)
+	}, nil
 }
 
 // copy copies under b while p receives and keeper keeps the tables as they are.

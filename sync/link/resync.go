@@ -37,16 +37,11 @@ func (l *Link) Resync(ctx context.Context, tables []schema.Name, cfg LoadConfig)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	keeper, err := l.cfg.From.Connect(ctx, "lock")
+	keeper, holder, end, err := l.sessions(ctx)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	defer keeper.Close(context.WithoutCancel(ctx))
-	holder, err := l.cfg.From.Connect(ctx, "snapshot")
-	if err != nil {
-		return snapshot.Result{}, err
-	}
-	defer holder.Close(context.WithoutCancel(ctx))
+	defer end()
 	if err := cfg.lock(ctx, l, keeper, tables); err != nil {
 		return snapshot.Result{}, err
 	}
