@@ -36,6 +36,15 @@ func (d Direction) String() string {
 	return "Direction(" + strconv.Itoa(int(d)) + ")"
 }
 
+// What a connection holds of bytes on their way, in pieces of at most pieceBytes each: little, so that
+// a sender feels a stall soon; or, where a delay is set when it is made, as much as a fast and long
+// network does, so that the delay limits no rate (64 MiB: 1 GB/s over 60 ms).
+const (
+	pieceBytes = 16 << 10
+	nearPieces = 16
+	farPieces  = 4096
+)
+
 // A Proxy stands in front of one server.
 type Proxy struct {
 	server   pg.DSN // whose role and password DSN gives
@@ -65,9 +74,19 @@ type lane struct {
 // New returns a proxy in front of server that changes nothing yet. It ends with the test.
 func New(t testing.TB, server pg.DSN) *Proxy {
 	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	p, err := Listen(t.Context(), server)
 	if err != nil {
 		t.Fatalf("fault proxy: %v", err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// Listen returns a proxy as New does, for programs that are no test. Close it when done.
+func Listen(ctx context.Context, server pg.DSN) (*Proxy, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
 	}
 	p := &Proxy{server: server, listener: listener}
 	p.mu.leads = server
@@ -75,13 +94,15 @@ func New(t testing.TB, server pg.DSN) *Proxy {
 	p.mu.links = map[*link]bool{}
 	p.running.Add(1)
 	go p.accept() // until the listener is closed
-	t.Cleanup(func() {
-		p.Refuse(true)
-		_ = p.listener.Close() // ends accept
-		p.Cut()
-		p.running.Wait()
-	})
-	return p
+	return p, nil
+}
+
+// Close ends the proxy and every connection through it.
+func (p *Proxy) Close() {
+	p.Refuse(true)
+	_ = p.listener.Close() // ends accept
+	p.Cut()
+	p.running.Wait()
 }
 
 // DSN returns how to connect to a database of the server through the proxy, as the server's own
@@ -159,7 +180,8 @@ func (p *Proxy) Slow(d Direction, bytesPerSecond int) {
 	p.set(func() { p.mu.lanes[d].rate = bytesPerSecond })
 }
 
-// Delay adds a time to every round trip, half of it each way.
+// Delay adds a time to every round trip, half of it each way. On connections that are made after it,
+// the delay limits no rate.
 func (p *Proxy) Delay(roundTrip time.Duration) { p.set(func() { p.mu.delay = roundTrip }) }
 
 // Refuse says whether new connections are closed at once.
@@ -238,12 +260,16 @@ type piece struct {
 // pass moves bytes from src to dst. When src ends, so does the whole connection, once what it sent
 // has arrived.
 func (p *Proxy) pass(l *link, d Direction, dst io.Writer, src io.Reader) {
-	pieces := make(chan piece, 16) // what the network holds
+	holds := nearPieces
+	if p.delay() > 0 {
+		holds = farPieces
+	}
+	pieces := make(chan piece, holds)
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		defer close(pieces)
 		for {
-			buf := make([]byte, 16<<10)
+			buf := make([]byte, pieceBytes)
 			n, err := src.Read(buf)
 			if n > 0 {
 				select {

@@ -153,6 +153,24 @@ func TestSlowAndDelay(t *testing.T) {
 	}
 }
 
+// A delay that is there when a connection is made limits no rate: with nearPieces on the way the bytes
+// would take 16 seconds each way.
+func TestDelayLimitsNoRate(t *testing.T) {
+	t.Parallel()
+	p := New(t, echo(t))
+	p.Delay(time.Second)
+	conn := dial(t, p)
+	const size = 8 << 20
+	began := time.Now()
+	go func() { _, _ = conn.Write(make([]byte, size)) }() // until the test closes conn
+	if got, err := receive(t, conn, size, 20*time.Second); err != nil {
+		t.Fatalf("%d of %d bytes: %v", len(got), size, err)
+	}
+	if d := time.Since(began); d < time.Second || d > 8*time.Second {
+		t.Errorf("it took %s", d)
+	}
+}
+
 func TestCutAndRefuse(t *testing.T) {
 	t.Parallel()
 	p := New(t, echo(t))
