@@ -17,17 +17,22 @@ type Method string
 
 // The methods, the fastest first.
 const (
-	// MethodRecord is hash_record_extended (PostgreSQL 14) over columns in a form whose hash sees
-	// every bit. Two traps are avoided:
+	// MethodRecord is PostgreSQL's own extended hash functions (PostgreSQL 14), the hash of each
+	// column being the seed of the next one's. What cannot be chained goes, as a record, through
+	// hash_record_extended, whose result is the first seed; see row. Three traps are avoided:
 	//
 	// PostgreSQL's hash functions promise equal hashes for equal values, not different ones for
 	// different text. Numeric's leaves out sign and scale, bigint's and timestamp's fold 64 bits to
 	// 32 (so that -1 and 4294967295 agree), bpchar's skips trailing blanks, float's takes -0 for 0,
-	// jsonb's takes 1.0 for 1.00. Such columns go in as another type; see parts.
+	// jsonb's takes 1.0 for 1.00. Such columns go in as another type, or together with what their
+	// hash leaves out; see link and exactParts.
 	//
-	// The record's hash is a linear sum over its columns, so the sum over rows would not notice two
-	// rows that swapped a value. Hence the hash of each column is seeded with the row's key, or
-	// with the row's own hash where there is no key.
+	// A record's hash is a linear sum over its columns, so the sum over rows would not notice two
+	// rows that swapped a value. Hence at least one column follows it in the chain, or it is seeded
+	// with the row's key, or with its own hash where there is no key.
+	//
+	// The functions are strict: one NULL would make the chain NULL, and sum skips that. A bit for
+	// each NULL goes into the first seed, and another value stands in.
 	MethodRecord Method = "record"
 	// MethodText is hashtextextended over the row's text, for servers without MethodRecord or with
 	// different encodings.
@@ -41,11 +46,15 @@ const (
 // Source: PostgreSQL manual, Appendix K "PostgreSQL Limits" (1664).
 const maxParts = 1600
 
+// maxLinks is how many columns are chained: each has a bit of the seed for NULL.
+const maxLinks = 62
+
 // A field is one target column as one side has it: an expression over the row r, in the target's type.
 type field struct {
-	expr string
-	oid  uint32
-	mod  int32
+	expr    string
+	oid     uint32
+	mod     int32
+	notNull bool // on the source; the target may hold anything
 }
 
 // A hasher writes the SQL of hashes.
@@ -60,7 +69,74 @@ func (h hasher) row(columns, key []field) string {
 	if h.method != MethodRecord {
 		return h.text(columns)
 	}
-	return recordHash(columns, h.rowSeed(columns, key))
+	var links, rest []field
+	for _, f := range columns {
+		if value, _ := link(f); value != "" && len(links) < maxLinks {
+			links = append(links, f)
+		} else {
+			rest = append(rest, f)
+		}
+	}
+	whole := recordHash(columns, h.rowSeed(columns, key))
+	if len(links) == 0 {
+		return whole
+	}
+	hash, strict := h.literal(), false
+	if len(rest) > 0 {
+		hash = recordHash(rest, hash)
+	}
+	for i, f := range links {
+		if f.notNull {
+			strict = true
+		} else {
+			hash += fmt.Sprintf(" # CASE WHEN %s IS NULL THEN '%d'::int8 ELSE '0'::int8 END", f.expr, int64(1)<<i)
+		}
+	}
+	for _, f := range links {
+		value, function := link(f)
+		if f.oid == pgtype.Int8OID { // its hash folds: all of it goes into the seed as well
+			hash = "(" + hash + ") # " + value
+		}
+		hash = function + "(" + value + ", " + hash + ")"
+	}
+	if strict { // NULL all the same
+		hash = "coalesce(" + hash + ", " + whole + ")"
+	}
+	return hash
+}
+
+// link returns the value by which a column goes into the chain, never NULL unless the column is said
+// to be NOT NULL, and the hash function for it; "" for types that cannot be chained.
+func link(f field) (value, function string) {
+	or := func(expr, null string) string {
+		if f.notNull {
+			return expr
+		}
+		return "coalesce(" + expr + ", " + null + ")"
+	}
+	switch e := f.expr; f.oid {
+	case pgtype.BoolOID:
+		return or(e+"::int4", "0"), "hashint4extended"
+	case pgtype.QCharOID:
+		return or(e, `''::"char"`), "hashcharextended"
+	case pgtype.Int2OID:
+		return or(e, "0::int2"), "hashint2extended"
+	case pgtype.Int4OID:
+		return or(e, "0"), "hashint4extended"
+	case pgtype.Int8OID:
+		return or(e, "0::int8"), "hashint8extended"
+	case pgtype.OIDOID:
+		return or(e, "0::oid"), "hashoidextended"
+	case pgtype.UUIDOID:
+		return or(e, "'00000000-0000-0000-0000-000000000000'::uuid"), "uuid_hash_extended"
+	case pgtype.TextOID, pgtype.VarcharOID, pgtype.NameOID, pgtype.JSONOID:
+		return or(e+"::text", "''") + ` COLLATE "C"`, "hashtextextended"
+	case pgtype.BPCharOID:
+		if f.mod > 0 { // padded to one length on both sides: trailing blanks say nothing
+			return or(e, "''::bpchar") + ` COLLATE "C"`, "hashbpcharextended"
+		}
+	}
+	return "", ""
 }
 
 // key returns the SQL of a key's hash, by which rows are put into buckets; never NULL.

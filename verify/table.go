@@ -187,13 +187,15 @@ func (t *table) write(h hasher, src, dst []columnType, names [2]names) error {
 	for i, c := range t.m.Columns {
 		position[c.Target] = i
 		expr := "r." + schema.QuoteIdent(c.Target)
-		t.half[target].columns = append(t.half[target].columns, field{expr, dst[i].oid, dst[i].mod})
+		original := t.m.Source.Column(c.Source)
+		notNull := original != nil && original.NotNull
+		t.half[target].columns = append(t.half[target].columns, field{expr, dst[i].oid, dst[i].mod, notNull})
 		// A value that changes its type on the way does so through its text, as in COPY and the
 		// stream. Types that are not built in are compared by text in any case.
 		if casts[i] = src[i] != dst[i] && dst[i].builtIn(); casts[i] {
 			expr = "(" + expr + "::text::" + names[target][dst[i]].name + ")"
 		}
-		t.half[source].columns = append(t.half[source].columns, field{expr, dst[i].oid, dst[i].mod})
+		t.half[source].columns = append(t.half[source].columns, field{expr, dst[i].oid, dst[i].mod, notNull})
 	}
 	if h.method == MethodRecord && len(parts(t.half[target].columns)) > maxParts {
 		h.method = MethodText
