@@ -61,9 +61,9 @@ fmt: $(LINT) ## format the code
 generate: ## remake generated files
 	go generate ./...
 
-bench: ## run the benchmarks
+bench: postgres build ## run the Go benchmarks, then Ficus and its peers side by side (ARGS='--quick --only copy')
 	go test -run '^$$' -bench . -benchmem $(PKG)
-	@if ls bench/*.go >/dev/null 2>&1; then go run ./bench; fi
+	go run ./bench $(ARGS)
 
 pg: ## fetch PostgreSQL 13 to 18 into .cache/pg for tests and the demo
 	.ci/fetch-pg

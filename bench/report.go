@@ -1,0 +1,127 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/ficus-migrate/ficus/bench/stat"
+)
+
+// A Report is one run of the program; --json writes it as it is.
+type Report struct {
+	Time     time.Time `json:"time"`
+	Machine  Machine   `json:"machine"`
+	Settings []string  `json:"settings"` // of both clusters
+	Rounds   int       `json:"rounds"`
+	Quick    bool      `json:"quick"`
+	Results  []*Result `json:"results"`
+}
+
+// writeJSON writes everything, every single run included.
+func (r *Report) writeJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+// writeText writes tables for a terminal.
+func (r *Report) writeText(w io.Writer) error {
+	fmt.Fprintf(w, "\n%s, %d cores, %d MB, %s; %s to %s; %s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.MemoryMB, r.Machine.Kernel,
+		r.Machine.Versions["source"], r.Machine.Versions["target"], r.Machine.Versions["ficus"])
+	fmt.Fprintf(w, "both clusters: %s\n", strings.Join(r.Settings, ", "))
+	fmt.Fprintf(w, "%d rounds; median (smallest - largest)\n", r.Rounds)
+	for _, res := range r.Results {
+		if err := res.writeText(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Result) writeText(w io.Writer) error {
+	fmt.Fprintf(w, "\n%s: %s\n", r.Scenario, r.Title)
+	for _, line := range r.Work {
+		fmt.Fprintf(w, "  %s\n", line)
+	}
+	for _, c := range r.Contenders {
+		if c.Settings != "" {
+			fmt.Fprintf(w, "  %s: %s\n", c.Name, c.Settings)
+		}
+	}
+	tab := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, row := range r.table() {
+		fmt.Fprintf(tab, "  %s\n", strings.Join(row, "\t"))
+	}
+	if err := tab.Flush(); err != nil {
+		return err
+	}
+	if r.Load[0] != "" {
+		fmt.Fprintf(w, "  load average before %s, after %s\n", r.Load[0], r.Load[1])
+	}
+	return nil
+}
+
+// table returns a heading and a row for each contender.
+func (r *Result) table() [][]string {
+	metrics := r.metrics()
+	head := []string{""}
+	for _, m := range metrics {
+		head = append(head, m.Name+", "+m.Unit)
+	}
+	if len(r.Ratios) > 0 {
+		head = append(head, "× ficus", "goal", "cpu × ficus")
+	}
+	rows := [][]string{head}
+	for _, c := range r.Contenders {
+		row := []string{c.Name}
+		if c.Missing != "" {
+			rows = append(rows, append(row, c.Missing))
+			continue
+		}
+		for i, m := range metrics {
+			row = append(row, spreadText(c.spread(m.Name), i == 0))
+		}
+		rows = append(rows, append(row, r.ratioOf(c.Name)...))
+	}
+	return rows
+}
+
+// ratioOf returns the last cells of a contender's row.
+func (r *Result) ratioOf(name string) []string {
+	for _, x := range r.Ratios {
+		if x.Peer != name {
+			continue
+		}
+		goal := ""
+		if x.Goal > 0 {
+			goal = "≥ " + strconv.FormatFloat(x.Goal, 'g', -1, 64)
+		}
+		return []string{spreadText(x.Value, true), goal, spreadText(x.CPU, true)}
+	}
+	return nil
+}
+
+// spreadText prints the median, and the rest where it is asked for and there is any.
+func spreadText(s stat.Spread, all bool) string {
+	switch {
+	case s.N == 0:
+		return "-"
+	case s.N == 1 || !all:
+		return number(s.Median)
+	}
+	return fmt.Sprintf("%s (%s - %s)", number(s.Median), number(s.Min), number(s.Max))
+}
+
+// thousands prints a count with commas.
+func thousands(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"flag"
+)
+
+// sizes say how much data each scenario moves.
+type sizes struct {
+	tpcbScale, tpcbTransactions                   int
+	insertRows                                    int
+	mixedTransactions, mixedUpdates, mixedDeletes int
+}
+
+// A size is one of them as a flag.
+type size struct {
+	to          *int
+	name, about string
+	full, quick int
+}
+
+func (s *sizes) all() []size {
+	return []size{
+		{&s.tpcbScale, "tpcb-scale", "catchup-tpcb: pgbench's scale, 100,000 accounts each", 10, 1},
+		{&s.tpcbTransactions, "tpcb-transactions", "catchup-tpcb: transactions to catch up with", 200_000, 10_000},
+		{&s.insertRows, "insert-rows", "catchup-insert: rows inserted in one transaction", 1_000_000, 50_000},
+		{&s.mixedTransactions, "mixed-transactions", "catchup-mixed: transactions to catch up with", 100_000, 5_000},
+		{&s.mixedUpdates, "mixed-updates", "catchup-mixed: rows updated in each transaction", 5, 5},
+		{&s.mixedDeletes, "mixed-deletes", "catchup-mixed: rows deleted in each transaction", 2, 2},
+	}
+}
+
+// register makes a flag of each size.
+func (s *sizes) register(fs *flag.FlagSet) {
+	for _, z := range s.all() {
+		fs.IntVar(z.to, z.name, z.full, z.about+"; --quick: "+thousands(z.quick))
+	}
+}
+
+// shrink sets those that were not given to what --quick takes.
+func (s *sizes) shrink(fs *flag.FlagSet) {
+	given := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, z := range s.all() {
+		if !given[z.name] {
+			*z.to = z.quick
+		}
+	}
+}
