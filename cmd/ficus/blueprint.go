@@ -4,12 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -21,6 +17,7 @@ import (
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/dump"
 	"github.com/ficus-migrate/ficus/schema/inspect"
+	"github.com/ficus-migrate/ficus/sync/ddl"
 	"github.com/ficus-migrate/ficus/transform"
 )
 
@@ -31,46 +28,15 @@ const blueprints = "blueprints"
 // with the migration: later runs must use the mappings that the data was moved by, and must not
 // need a source that may be gone.
 type blueprint struct {
-	Playbook  playbooks.Playbook  `json:"playbook"` // without connection strings
-	Recipe    string              `json:"recipe"`
-	Tables    []schema.Table      `json:"tables"` // all that were selected, moved or not
-	Mappings  []transform.Mapping `json:"mappings"`
-	Reverse   []transform.Mapping `json:"reverse"` // empty when Lossy says why
-	Lossy     []string            `json:"lossy"`
-	Sequences []schema.Sequence   `json:"sequences"`
-
-	Forward, Backward identities
-
-	// Files and Indexes are what the source had when Tables were read: the file of each relation
-	// that holds rows, by OID, and the definition of each index. By them DDL that the stream does
-	// not carry is noticed.
-	Files   map[uint32]uint32 `json:"files"`
-	Indexes map[string]bool   `json:"indexes"`
-	// Told is the change of the source that the migration stopped at last, and that its operator
-	// was told of: whoever runs it again has seen to it.
-	Told string `json:"told,omitempty"`
-	// Pending is a change of the tables that is not yet through.
-	Pending *pending `json:"pending,omitempty"`
+	Playbook playbooks.Playbook `json:"playbook"` // without connection strings
+	Recipe   string             `json:"recipe"`
+	Forward  ddl.Plan           `json:"forward"`
+	Backward ddl.Plan           `json:"backward"` // the way back: mappings and identities; none when Lossy says why
+	Lossy    []string           `json:"lossy"`
 
 	// SourceID and TargetID tell the two databases from others; "" where the role may not know.
 	SourceID string `json:"source_id"`
 	TargetID string `json:"target_id"`
-}
-
-// A pending change is written down before it begins, so that a process which is killed in the middle
-// is followed by one that ends it. Every part of it may be repeated.
-type pending struct {
-	New    []schema.Name `json:"new,omitempty"`    // tables that came to be, and whose indexes are to be built
-	Since  time.Time     `json:"since,omitzero"`   // by the target's clock: what was built of New was built later
-	Resync []schema.Name `json:"resync,omitempty"` // tables that are copied anew
-	Why    string        `json:"why"`
-}
-
-// identities are the tables of one link that need another replica identity than they have.
-type identities struct {
-	Full       []schema.Name          `json:"full"`
-	InsertOnly []schema.Name          `json:"insert_only"`
-	Why        map[schema.Name]string `json:"-"`
 }
 
 // A job is a playbook with its two databases, before anything is opened for writing.
@@ -111,128 +77,26 @@ func (j *job) read(ctx context.Context) error {
 	p := *j.playbook
 	p.Source, p.Target = "", ""
 	plan := &blueprint{Playbook: p, Recipe: j.recipe, SourceID: databaseID(ctx, j.source), TargetID: databaseID(ctx, j.target)}
-	filter := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}
-	// One snapshot: a table must not be written anew between its columns and its files.
 	if _, err := conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	if plan.Tables, err = inspect.Tables(ctx, conn, filter); err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	if plan.Sequences, err = inspect.Sequences(ctx, conn, filter); err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	if err := plan.remember(ctx, conn); err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	plan.Mappings, err = transform.Compile(plan.Tables, p.Rules(), describer(ctx, conn))
+	choice := j.choice()
+	forward, err := ddl.Read(ctx, conn, choice.Filter)
 	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if err := forward.Compile(ctx, conn, choice); err != nil {
 		return &statusError{exitUsage, err}
 	}
+	plan.Forward = *forward
 	plan.invert()
-	plan.Forward = needs(plan.Mappings, plan.Tables, p.Follow.NoReplicaIdentity)
-	plan.Backward = needs(plan.Reverse, plan.Tables, p.Follow.NoReplicaIdentity)
 	j.plan = plan
 	return nil
 }
 
-// remember reads Files and Indexes.
-func (b *blueprint) remember(ctx context.Context, conn *pgx.Conn) error {
-	var names []schema.Name
-	for i := range b.Tables {
-		if b.Tables[i].Parent == nil {
-			names = append(names, b.Tables[i].Name)
-		}
-	}
-	leaves, err := inspect.Leaves(ctx, conn, names)
-	if err != nil {
-		return err
-	}
-	b.Files = map[uint32]uint32{}
-	for _, list := range leaves {
-		for _, l := range list {
-			b.Files[l.OID] = l.File
-		}
-	}
-	indexes, err := inspect.Indexes(ctx, conn, names)
-	if err != nil {
-		return err
-	}
-	b.Indexes = map[string]bool{}
-	for _, x := range indexes {
-		b.Indexes[x.SQL] = true
-	}
-	return nil
-}
-
-// invert derives the reverse link's mappings, or says why there are none.
+// invert derives the way back, or says why there is none.
 func (b *blueprint) invert() {
-	b.Reverse, b.Lossy = nil, nil
-	for i := range b.Mappings {
-		inverse, err := b.Mappings[i].Inverse()
-		if lossy, ok := errors.AsType[*transform.LossyError](err); ok {
-			for _, reason := range lossy.Reasons {
-				b.Lossy = append(b.Lossy, lossy.Table.Display()+": "+reason)
-			}
-			continue
-		}
-		b.Reverse = append(b.Reverse, inverse)
-	}
-	if len(b.Lossy) > 0 {
-		b.Reverse = nil
-	}
-}
-
-// needs sorts out which origin tables cannot be followed with the replica identity they have. tables
-// holds their partitions: what a partition logs, and whether PostgreSQL lets the application update a
-// published one at all, is decided by the partition's own identity.
-func needs(mappings []transform.Mapping, tables []schema.Table, insertsOnly bool) identities {
-	ids := identities{Why: map[schema.Name]string{}}
-	for i := range mappings {
-		m := &mappings[i]
-		full, why := transform.NeedsFull(m)
-		keyless := len(m.Source.IdentKey) == 0 && m.Source.Identity != schema.IdentityFull
-		if !full && keyless {
-			full, why = true, "it has no primary key that finds a row"
-		}
-		if odd := oddPartition(&m.Source, tables); odd != nil && !full {
-			full, why, keyless = true, "its partition "+odd.Name.Display()+" has another replica identity", len(odd.IdentKey) == 0
-		}
-		switch {
-		case !full || m.Source.Identity == schema.IdentityFull && oddPartition(&m.Source, tables) == nil:
-		case keyless && insertsOnly:
-			ids.InsertOnly = append(ids.InsertOnly, m.Source.Name)
-			ids.Why[m.Source.Name] = why
-		default:
-			ids.Full = append(ids.Full, m.Source.Name)
-			ids.Why[m.Source.Name] = why
-		}
-	}
-	return ids
-}
-
-// oddPartition returns a partition of the table that does not log what the table's own replica
-// identity says, or nil.
-func oddPartition(root *schema.Table, tables []schema.Table) *schema.Table {
-	if root.Kind != schema.Partitioned {
-		return nil
-	}
-	key := slices.Sorted(slices.Values(root.IdentKey))
-	for i := range tables {
-		t := &tables[i]
-		switch {
-		case t.Parent == nil || *t.Parent != root.Name || t.Identity == schema.IdentityFull:
-		case t.Kind == schema.Partitioned:
-			below := *root
-			below.Name = t.Name
-			if odd := oddPartition(&below, tables); odd != nil {
-				return odd
-			}
-		case root.Identity == schema.IdentityFull || !slices.Equal(slices.Sorted(slices.Values(t.IdentKey)), key):
-			return t
-		}
-	}
-	return nil
+	b.Backward, b.Lossy = b.Forward.Inverse(b.Playbook.Follow.NoReplicaIdentity)
 }
 
 // check runs preflight over the blueprint.
@@ -240,7 +104,7 @@ func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
 	_, noTools := j.tools(ctx)
 	return preflight.Run(ctx, preflight.Config{
 		Migration: j.playbook.Name, Source: j.source, Target: j.target,
-		Tables: j.plan.Tables, Mappings: j.plan.Mappings,
+		Tables: j.plan.Forward.Tables, Mappings: j.plan.Forward.Mappings,
 		Full: j.plan.Forward.Full, InsertOnly: j.plan.Forward.InsertOnly, Why: j.plan.Forward.Why,
 		FailoverSlot: j.playbook.Follow.FailoverSlot != nil && *j.playbook.Follow.FailoverSlot,
 		ForwardSlot:  j.linkName(migrate.Source), ReverseSlot: j.linkName(migrate.Target),
@@ -343,10 +207,10 @@ func (j *job) keep(store *eventstore.Store) error {
 // columns another place the columns on the target that they feed.
 func (b *blueprint) sequences() (names []schema.Name, serials map[schema.Name]fence.Serial) {
 	serials = map[schema.Name]fence.Serial{}
-	for _, s := range b.Sequences {
+	for _, s := range b.Forward.Sequences {
 		names = append(names, s.Name)
-		for i := range b.Mappings {
-			m := &b.Mappings[i]
+		for i := range b.Forward.Mappings {
+			m := &b.Forward.Mappings[i]
 			if s.OwnerTable == nil || *s.OwnerTable != m.Source.Name || !m.Reshaped() {
 				continue
 			}
@@ -356,13 +220,4 @@ func (b *blueprint) sequences() (names []schema.Name, serials map[schema.Name]fe
 		}
 	}
 	return names, serials
-}
-
-// targets lists the moved tables by their names on each side.
-func (b *blueprint) targets() (source, target []schema.Name) {
-	for i := range b.Mappings {
-		source = append(source, b.Mappings[i].Source.Name)
-		target = append(target, b.Mappings[i].Target)
-	}
-	return source, target
 }

@@ -35,8 +35,8 @@ The exit status is 0 when the migration can start, 1 when a finding of severity 
 				return err
 			}
 			errors := a.findings(findings)
-			a.line("result", map[string]any{"findings": len(findings), "errors": errors, "ok": errors == 0, "tables": len(j.plan.Mappings)},
-				verdict(errors, len(findings), len(j.plan.Mappings)))
+			a.line("result", map[string]any{"findings": len(findings), "errors": errors, "ok": errors == 0, "tables": len(j.plan.Forward.Mappings)},
+				verdict(errors, len(findings), len(j.plan.Forward.Mappings)))
 			if errors > 0 {
 				return &statusError{status: exitNo}
 			}

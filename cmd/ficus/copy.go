@@ -157,7 +157,7 @@ func copySnapshot(ctx context.Context, j *job, screen *console) (snapshot.Result
 		return snapshot.Result{}, fmt.Errorf("export a snapshot: %w", err)
 	}
 	return snapshot.Run(ctx, snapshot.Config{
-		Source: j.source, Target: j.target, Snapshot: exported, Mappings: j.plan.Mappings,
+		Source: j.source, Target: j.target, Snapshot: exported, Mappings: j.plan.Forward.Mappings,
 		Workers: j.playbook.Copy.Workers, ChunkBytes: int64(j.playbook.Copy.Chunk),
 		Progress: func(t snapshot.Table) {
 			screen.event(migrate.Event{Type: "progress", Phase: migrate.Copying, Message: "copy " + t.Name.Display(), Data: map[string]any{"table": tableProgress(t)}})

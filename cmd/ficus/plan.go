@@ -42,7 +42,7 @@ It reads both databases and changes nothing.`,
 			settings := j.settings(false)
 			steps := migrate.Steps(settings)
 			stall := migrate.Stall(settings)
-			a.line("result", map[string]any{"tables": len(j.plan.Mappings), "steps": len(steps), "stall_budget_ms": stall.Milliseconds(), "errors": errors, "reversible": len(j.plan.Lossy) == 0},
+			a.line("result", map[string]any{"tables": len(j.plan.Forward.Mappings), "steps": len(steps), "stall_budget_ms": stall.Milliseconds(), "errors": errors, "reversible": len(j.plan.Lossy) == 0},
 				fmt.Sprintf("clients wait no longer than %s at the promotion: when the budgets are used up, everything is undone", units.Duration(stall)))
 			return nil
 		},

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/schema"
@@ -36,16 +35,16 @@ func (j *job) tablePlans(ctx context.Context) ([]tablePlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plans := make([]tablePlan, 0, len(j.plan.Mappings))
-	for i := range j.plan.Mappings {
-		m := &j.plan.Mappings[i]
+	plans := make([]tablePlan, 0, len(j.plan.Forward.Mappings))
+	for i := range j.plan.Forward.Mappings {
+		m := &j.plan.Forward.Mappings[i]
 		var columns []schema.Column
 		if t := existing[m.Target]; t != nil {
 			columns = t.Columns
 		}
 		p := tablePlan{Source: m.Source.Name, Target: m.Target, Rows: m.Source.Rows, Bytes: m.Source.Bytes, Rule: ruleText(m)}
 		p.Format, p.Why = snapshot.Format(m, columns, versions)
-		p.Identity, p.Because = j.plan.Forward.identityOf(&m.Source)
+		p.Identity, p.Because = j.plan.Forward.Of(&m.Source)
 		p.Parts = j.parts(&m.Source, versions.Source)
 		plans = append(plans, p)
 	}
@@ -83,26 +82,6 @@ func (j *job) targetTables(ctx context.Context) (v snapshot.Versions, have map[s
 	return snapshot.Versions{Source: src.Major, Target: dst.Major}, have, nil
 }
 
-// identityOf says how changes of a table find their row, and why where that is not as the table has it.
-func (ids *identities) identityOf(t *schema.Table) (what, why string) {
-	switch {
-	case slices.Contains(ids.InsertOnly, t.Name):
-		return "inserts only", ids.Why[t.Name]
-	case slices.Contains(ids.Full, t.Name):
-		return "full, set by Ficus", ids.Why[t.Name]
-	}
-	switch t.Identity {
-	case schema.IdentityDefault:
-		return "primary key", ""
-	case schema.IdentityIndex:
-		return "index", ""
-	case schema.IdentityFull:
-		return "full", ""
-	case schema.IdentityNothing:
-	}
-	return "nothing", ""
-}
-
 // parts estimates into how many parts the copy of a table is cut; each is finished for good once it
 // is committed, so that an interrupted copy reads only the others again.
 func (j *job) parts(t *schema.Table, major int) int64 {
@@ -116,8 +95,8 @@ func (j *job) parts(t *schema.Table, major int) int64 {
 		return own
 	}
 	sum := int64(0)
-	for i := range j.plan.Tables {
-		if p := &j.plan.Tables[i]; p.Parent != nil && *p.Parent == t.Name {
+	for i := range j.plan.Forward.Tables {
+		if p := &j.plan.Forward.Tables[i]; p.Parent != nil && *p.Parent == t.Name {
 			sum += j.parts(p, major)
 		}
 	}

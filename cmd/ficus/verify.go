@@ -76,11 +76,11 @@ func (a *app) verifyDatabases(ctx context.Context, j *job, values bool) error {
 	if err := j.read(ctx); err != nil {
 		return err
 	}
-	if len(j.plan.Mappings) == 0 {
+	if len(j.plan.Forward.Mappings) == 0 {
 		return hint.Wrap(errors.New("there is no table to compare"), "look at --include and --exclude")
 	}
 	report, err := verify.Run(ctx, verify.Config{
-		Source: j.source, Target: j.target, Mappings: j.plan.Mappings, Workers: j.playbook.Copy.Workers, ShowValues: values, Log: log,
+		Source: j.source, Target: j.target, Mappings: j.plan.Forward.Mappings, Workers: j.playbook.Copy.Workers, ShowValues: values, Log: log,
 	})
 	if err != nil {
 		return err

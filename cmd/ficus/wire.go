@@ -96,7 +96,7 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 }
 
 func (e *engine) wireDatabases(ctx context.Context) error {
-	source, target := e.job.plan.targets()
+	source, target := e.job.plan.Forward.Moved()
 	sequences, serials := e.job.plan.sequences()
 	for side, c := range map[migrate.Side]fence.Config{
 		migrate.Source: {DSN: e.job.source, Tables: source},
@@ -118,7 +118,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	common := e.linkConfig(cfg)
 	var err error
 	e.forward, err = link.New(ctx, common(link.Config{
-		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Mappings,
+		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Forward.Mappings,
 		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly, OnConflict: e.job.onConflict(),
 		Log: cfg.Log.With(slog.String("link", "forward")),
 	}))
@@ -126,7 +126,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 		return err
 	}
 	e.reverse, err = link.New(ctx, common(link.Config{
-		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Reverse,
+		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Backward.Mappings,
 		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly, OnConflict: e.job.onConflict(),
 		Log: cfg.Log.With(slog.String("link", "reverse")),
 	}))
@@ -269,12 +269,12 @@ func nextPort(addr string) (string, error) {
 
 func (e *engine) wireMigration(cfg engineConfig) error {
 	j := e.job
-	forward := &follower{linkAdapter: linkAdapter{e.forward}, engine: e, store: cfg.Store, dir: cfg.Dir, log: cfg.Log}
+	forward := followingLink{linkAdapter{e.forward}, e.forwardFollower(cfg)}
 	c := migrate.Config{
 		Name: j.playbook.Name, Playbook: j.recipe, SourceDSN: j.source.String(), TargetDSN: j.target.String(),
 		Source: e.sides[migrate.Source], Target: e.sides[migrate.Target],
 		Forward: forward, Lossy: j.plan.Lossy,
-		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log, follower: forward}, Verifier: e.verifier,
+		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log, engine: e, follower: forward.follower}, Verifier: e.verifier,
 		Preflight: func(ctx context.Context) ([]migrate.Finding, error) { return e.preflight(ctx, cfg.Store) },
 		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes), Warnings: e.warnings,
 		Retryable: retryable, Events: cfg.Events, Log: cfg.Log,

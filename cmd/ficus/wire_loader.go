@@ -14,6 +14,7 @@ import (
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/dump"
+	"github.com/ficus-migrate/ficus/sync/ddl"
 	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/sync/snapshot"
 	"github.com/ficus-migrate/ficus/transform"
@@ -28,7 +29,8 @@ type loader struct {
 	log  *slog.Logger
 	dump *dump.Dump // of this run; read again after a restart
 
-	follower *follower // what sees to it that the tables are what the plan says; nil when nothing is followed
+	engine   *engine
+	follower *ddl.Follower // what sees to it that the tables are what the plan says; nil when nothing is followed
 }
 
 // CreateTables implements [migrate.Loader].
@@ -93,8 +95,8 @@ func (l *loader) createReshaped(ctx context.Context, target *pgx.Conn) error {
 // reshaped lists the mappings whose tables pg_dump must not make.
 func (l *loader) reshaped() []*transform.Mapping {
 	var out []*transform.Mapping
-	for i := range l.job.plan.Mappings {
-		if m := &l.job.plan.Mappings[i]; m.Reshaped() {
+	for i := range l.job.plan.Forward.Mappings {
+		if m := &l.job.plan.Forward.Mappings[i]; m.Reshaped() {
 			out = append(out, m)
 		}
 	}
@@ -124,8 +126,8 @@ func (l *loader) open(ctx context.Context) error {
 
 // Load implements [migrate.Loader].
 func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress)) (migrate.Copied, error) {
-	for i := range l.job.plan.Mappings { // so that the surfaces know all of them from the start
-		t := &l.job.plan.Mappings[i].Source
+	for i := range l.job.plan.Forward.Mappings { // so that the surfaces know all of them from the start
+		t := &l.job.plan.Forward.Mappings[i].Source
 		progress(migrate.TableProgress{Table: t.Name.Display(), TotalRows: t.Rows})
 	}
 	p := l.job.playbook.Copy
@@ -134,18 +136,18 @@ func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress))
 		Progress: func(t snapshot.Table) { progress(tableProgress(t)) },
 	}
 	if l.follower != nil {
-		cfg.Locked = l.follower.asPlanned
+		cfg.Locked = l.follower.AsPlanned
 		cfg.Resumed = func(done, all int) {
-			l.follower.engine.migration.Tell(fmt.Sprintf("copy resumed: %d of %d chunks are there already", done, all))
+			l.engine.migration.Tell(fmt.Sprintf("copy resumed: %d of %d chunks are there already", done, all))
 		}
 	}
 	for {
 		r, err := l.link.Load(ctx, cfg)
-		if !errors.Is(err, errReshaped) {
+		if !errors.Is(err, ddl.ErrReshaped) {
 			return migrate.Copied(r), err
 		}
-		plan := l.job.plan
-		if err := l.link.Remap(ctx, plan.Mappings, plan.Forward.Full, plan.Forward.InsertOnly); err != nil {
+		plan := &l.engine.current().Forward
+		if err := l.link.Remap(ctx, plan.Mappings, plan.Full, plan.InsertOnly); err != nil {
 			return migrate.Copied{}, err
 		}
 	}
@@ -204,7 +206,7 @@ func (l *loader) build(ctx context.Context, step func(what string, done, total i
 			l.log.LogAttrs(ctx, slog.LevelWarn, "schema copy", slog.String("warning", w))
 		}
 	}
-	_, names := l.job.plan.targets()
+	_, names := l.job.plan.Forward.Moved()
 	for i, n := range names {
 		step("statistics of "+n.Display(), i, len(names))
 		if _, err := target.Exec(ctx, `ANALYZE `+n.String()); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/apply"
+	"github.com/ficus-migrate/ficus/sync/ddl"
 	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/transform"
 	"github.com/ficus-migrate/ficus/verify"
@@ -57,16 +58,16 @@ func (v *verifier) changes() int {
 	return v.mu.ddl
 }
 
-// unprove forgets what was proved of the source, and sessions that compare tables as they were.
-func (v *verifier) unprove() error {
+// unprove forgets what was proved of an owner, and sessions that compare tables as they were.
+func (v *verifier) unprove(owner migrate.Side) error {
 	v.mu.Lock()
 	v.mu.ddl++
-	if s := v.mu.ready[migrate.Source]; s != nil {
+	if s := v.mu.ready[owner]; s != nil {
 		v.closing.Go(s.Close)
-		delete(v.mu.ready, migrate.Source)
+		delete(v.mu.ready, owner)
 	}
 	v.mu.Unlock()
-	return v.forget(migrate.Source)
+	return v.forget(owner)
 }
 
 func newVerifier(e *engine, cfg engineConfig) *verifier {
@@ -90,9 +91,9 @@ func (v *verifier) Close() {
 func (v *verifier) config(owner migrate.Side) (verify.Config, *link.Link) {
 	e, plan := v.engine, v.engine.current()
 	if owner == migrate.Source {
-		return v.pair(e.job.source, e.job.target, plan.Mappings), e.forward
+		return v.pair(e.job.source, e.job.target, plan.Forward.Mappings), e.forward
 	}
-	return v.pair(e.job.target, e.job.source, plan.Reverse), e.reverse
+	return v.pair(e.job.target, e.job.source, plan.Backward.Mappings), e.reverse
 }
 
 func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Config {
@@ -116,9 +117,7 @@ func (v *verifier) Exact(ctx context.Context, owner migrate.Side, progress func(
 
 // interruptedByDDL reports whether an error means that the link stood still, or stands, for DDL.
 func interruptedByDDL(err error) bool {
-	_, drifted := errors.AsType[*drift](err)
-	_, changed := errors.AsType[*apply.SchemaChange](err)
-	return drifted || changed || errors.Is(err, errDDLMeanwhile)
+	return ddl.Interrupted(err) || errors.Is(err, errDDLMeanwhile)
 }
 
 func (v *verifier) exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {

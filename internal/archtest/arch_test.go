@@ -30,16 +30,18 @@ var layers = [][]string{
 	{"schema/evolve", "sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/preflight"},
 	{"gateway"},
 	{"sync/link"},
-	{"playbooks"},
+	{"sync/ddl", "playbooks"},
 	{"api", "web"},
 	{"cmd/ficus"},
+	{"bench/stat"},
+	{"bench/lab"},
 	{"bench"},
 }
 
 // engines are what migrate drives. Neither side knows the other: migrate declares the interfaces,
 // and cmd wires the implementations to it.
 var engines = []string{
-	"eventstore", "sync/manifest", "sync/source", "sync/snapshot", "sync/apply", "sync/link", "verify", "buffer", "gateway",
+	"eventstore", "sync/manifest", "sync/source", "sync/snapshot", "sync/apply", "sync/link", "sync/ddl", "verify", "buffer", "gateway",
 	"schema/inspect", "schema/dump", "transform", "internal/pgserver",
 }
 

@@ -1,4 +1,4 @@
-package main
+package ddl
 
 import (
 	"context"
@@ -6,20 +6,14 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/jackc/pgx/v5"
-
-	"github.com/ficus-migrate/ficus/eventstore"
-	"github.com/ficus-migrate/ficus/migrate"
-	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/evolve"
 	"github.com/ficus-migrate/ficus/schema/inspect"
-	"github.com/ficus-migrate/ficus/transform"
 )
 
 // A view is the source's catalog at one instant, compared with what the blueprint knows.
 type view struct {
-	plan      *blueprint
+	plan      *Plan
 	tables    []schema.Table
 	leaves    map[schema.Name][]inspect.Leaf
 	sequences []schema.Sequence
@@ -27,8 +21,8 @@ type view struct {
 }
 
 // look reads the source's catalog.
-func (f *follower) look(ctx context.Context) (*view, error) {
-	conn, err := f.engine.job.source.Connect(ctx, "ddl")
+func (f *Follower) look(ctx context.Context) (*view, error) {
+	conn, err := f.cfg.Origin.Connect(ctx, "ddl")
 	if err != nil {
 		return nil, err
 	}
@@ -36,14 +30,12 @@ func (f *follower) look(ctx context.Context) (*view, error) {
 	if _, err := conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	p := f.engine.job.playbook
-	v := &view{plan: f.engine.current()}
+	v := &view{plan: f.cfg.Plans.Current()}
 	// Tables that the filter chose may be called otherwise by now, so all are read.
 	if v.tables, err = inspect.Tables(ctx, conn, schema.Filter{}); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	filter := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}
-	if v.sequences, err = inspect.Sequences(ctx, conn, filter); err != nil {
+	if v.sequences, err = inspect.Sequences(ctx, conn, f.cfg.Choice.Filter); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	var names []schema.Name
@@ -114,7 +106,7 @@ func (v *view) find(known *schema.Table) (now *evolve.Source, why string) {
 
 // remember notes in a new blueprint what the catalog says beside the table itself. Where it is ahead
 // of the stream, the files of the table stay as they were: what they tell is not all followed yet.
-func (v *view) remember(next *blueprint, e *evolve.Evolution) {
+func (v *view) remember(next *Plan, e *evolve.Evolution) {
 	next.Sequences = v.sequences
 	next.Files = maps.Clone(next.Files)
 	if next.Files == nil || e.Ahead {
@@ -126,8 +118,8 @@ func (v *view) remember(next *blueprint, e *evolve.Evolution) {
 }
 
 // target reads a table of the target.
-func (f *follower) target(ctx context.Context, name schema.Name) (*evolve.Target, error) {
-	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+func (f *Follower) target(ctx context.Context, name schema.Name) (*evolve.Target, error) {
+	conn, err := f.cfg.Destination.Connect(ctx, "ddl")
 	if err != nil {
 		return nil, err
 	}
@@ -149,70 +141,4 @@ func (f *follower) target(ctx context.Context, name schema.Name) (*evolve.Target
 		maps.Copy(t.Missing, l.Missing)
 	}
 	return t, nil
-}
-
-// describer asks the source for the types of expressions.
-func describer(ctx context.Context, conn *pgx.Conn) transform.Describe {
-	return func(table schema.Name, expr string) (schema.Type, error) {
-		return inspect.Describe(ctx, conn, table, expr)
-	}
-}
-
-// mapping returns the mapping of a source table, nil for none.
-func (b *blueprint) mapping(table schema.Name) *transform.Mapping {
-	if i := slices.IndexFunc(b.Mappings, func(m transform.Mapping) bool { return m.Source.Name == table }); i >= 0 {
-		return &b.Mappings[i]
-	}
-	return nil
-}
-
-// replace returns a blueprint in which a table and its mapping are others; a new one is added.
-func (b *blueprint) replace(name schema.Name, t schema.Table, m transform.Mapping) *blueprint {
-	next := *b
-	next.Tables, next.Mappings = slices.Clone(b.Tables), slices.Clone(b.Mappings)
-	if i := slices.IndexFunc(next.Tables, func(o schema.Table) bool { return o.Name == name }); i >= 0 {
-		next.Tables[i] = t
-	} else {
-		next.Tables = append(next.Tables, t)
-	}
-	if i := slices.IndexFunc(next.Mappings, func(o transform.Mapping) bool { return o.Source.Name == name }); i >= 0 {
-		next.Mappings[i] = m
-	} else {
-		next.Mappings = append(next.Mappings, m)
-	}
-	return &next
-}
-
-// measure finds out which tables need another replica identity.
-func (b *blueprint) measure(insertsOnly bool) {
-	b.Forward, b.Backward = needs(b.Mappings, b.Tables, insertsOnly), needs(b.Reverse, b.Tables, insertsOnly)
-}
-
-// current returns the blueprint as it is now: following DDL replaces it.
-func (e *engine) current() *blueprint {
-	e.planned.Lock()
-	defer e.planned.Unlock()
-	return e.job.plan
-}
-
-// replace makes another blueprint the migration's, durably.
-func (e *engine) replace(store *eventstore.Store, next *blueprint) error {
-	e.planned.Lock()
-	defer e.planned.Unlock()
-	was := e.job.plan
-	e.job.plan = next
-	if err := e.job.keep(store); err != nil {
-		e.job.plan = was
-		return err
-	}
-	return nil
-}
-
-// scope tells the fences which tables and sequences move now.
-func (e *engine) scope() {
-	plan := e.current()
-	source, target := plan.targets()
-	sequences, serials := plan.sequences()
-	e.sides[migrate.Source].SetScope(fence.Scope{Tables: source, Sequences: sequences})
-	e.sides[migrate.Target].SetScope(fence.Scope{Tables: target, Sequences: sequences, Serials: serials})
 }

@@ -1,4 +1,4 @@
-package main
+package ddl
 
 import (
 	"context"
@@ -15,9 +15,8 @@ import (
 )
 
 // newTables lists the tables that the playbook selects and that the blueprint does not know.
-func (f *follower) newTables(v *view) []schema.Table {
-	p := f.engine.job.playbook
-	match, err := schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}.Compile()
+func (f *Follower) newTables(v *view) []schema.Table {
+	match, err := f.cfg.Choice.Filter.Compile()
 	if err != nil { // it was compiled when the migration began
 		return nil
 	}
@@ -31,8 +30,8 @@ func (f *follower) newTables(v *view) []schema.Table {
 			continue
 		}
 		// A slot reads WAL from before the publication of inserts, which cannot come later.
-		if p.Follow.NoReplicaIdentity && len(t.IdentKey) == 0 && t.Identity != schema.IdentityFull && len(v.plan.Forward.InsertOnly) == 0 {
-			f.warn(t.Name.Display(), "new-table", "the table is new at the source, has no key, and does not move", "give it a primary key or REPLICA IDENTITY FULL")
+		if f.cfg.Choice.InsertsOnly && len(t.IdentKey) == 0 && t.Identity != schema.IdentityFull && len(v.plan.InsertOnly) == 0 {
+			f.warn(Warning{t.Name.Display(), "new-table", "the table is new at the source, has no key, and does not move", "give it a primary key or REPLICA IDENTITY FULL"})
 			continue
 		}
 		fresh = append(fresh, t)
@@ -41,8 +40,8 @@ func (f *follower) newTables(v *view) []schema.Table {
 }
 
 // takeIn lets new tables move, too.
-func (f *follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) error {
-	next := f.engine.current()
+func (f *Follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) error {
+	next := f.cfg.Plans.Current()
 	var names []schema.Name
 	var err error
 	for i := range fresh {
@@ -54,31 +53,22 @@ func (f *follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) er
 		names = append(names, fresh[i].Name)
 		v.remember(next, &evolve.Evolution{Table: fresh[i]})
 	}
-	next.invert()
-	next.measure(f.engine.job.playbook.Follow.NoReplicaIdentity)
+	f.sort(next)
 	next.noteIndexes(v, names)
-	next.Pending = &pending{New: names, Resync: names, Why: display(names) + ", new at the source"}
+	next.Pending = &Pending{New: names, Resync: names, Why: display(names) + ", new at the source"}
 	if next.Pending.Since, err = f.targetClock(ctx); err != nil {
 		return err
 	}
-	if err := f.engine.replace(f.store, next); err != nil {
+	if err := f.cfg.Plans.Replace(next); err != nil {
 		return err
 	}
-	f.tell("takes in " + next.Pending.Why)
+	f.tell(ctx, "takes in " + next.Pending.Why)
 	return f.finish(ctx)
 }
 
-func display(names []schema.Name) string {
-	list := make([]string, len(names))
-	for i, n := range names {
-		list[i] = n.Display()
-	}
-	return strings.Join(list, ", ")
-}
-
 // targetClock reads the target's clock.
-func (f *follower) targetClock(ctx context.Context) (now time.Time, err error) {
-	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+func (f *Follower) targetClock(ctx context.Context) (now time.Time, err error) {
+	conn, err := f.cfg.Destination.Connect(ctx, "ddl")
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -87,30 +77,30 @@ func (f *follower) targetClock(ctx context.Context) (now time.Time, err error) {
 }
 
 // makeTables makes new tables on the target, those that its operator has not made yet.
-func (f *follower) makeTables(ctx context.Context, names []schema.Name) error {
+func (f *Follower) makeTables(ctx context.Context, names []schema.Name) error {
 	missing, err := f.missing(ctx, names)
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	if !f.engine.job.playbook.CopiesSchema() {
-		return f.refuse(missing[0], "the table is new, and the playbook leaves the target's tables to you", "make it on the target, then resume: ficus resume "+f.engine.job.playbook.Name)
+	if !f.cfg.MakesTables {
+		return f.refuse(missing[0], "the table is new, and the playbook leaves the target's tables to you", "make it on the target, then resume: ficus resume "+f.cfg.Migration)
 	}
 	d, err := f.dump(ctx, missing)
 	if err == nil {
-		err = d.PreData(ctx, f.engine.job.target)
+		err = d.PreData(ctx, f.cfg.Destination)
 	}
 	if err != nil {
-		return hint.Wrap(fmt.Errorf("new at the source: %s: %w", display(missing), err), "make what is missing on the target by hand, then resume: ficus resume %s", f.engine.job.playbook.Name)
+		return hint.Wrap(fmt.Errorf("new at the source: %s: %w", display(missing), err), "make what is missing on the target by hand, then resume: ficus resume %s", f.cfg.Migration)
 	}
 	return nil
 }
 
 // buildTables builds indexes, constraints and the rest of new tables that makeTables has made.
-func (f *follower) buildTables(ctx context.Context, p *pending) error {
+func (f *Follower) buildTables(ctx context.Context, p *Pending) error {
 	if len(p.New) == 0 {
 		return nil
 	}
-	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+	conn, err := f.cfg.Destination.Connect(ctx, "ddl")
 	if err != nil {
 		return err
 	}
@@ -134,10 +124,10 @@ func (f *follower) buildTables(ctx context.Context, p *pending) error {
 	}
 	d, err := f.dump(ctx, ours)
 	if err == nil {
-		err = d.Indexes(ctx, f.engine.job.target, nil)
+		err = d.Indexes(ctx, f.cfg.Destination, nil)
 	}
 	if err == nil {
-		err = d.Final(ctx, f.engine.job.target, nil)
+		err = d.Final(ctx, f.cfg.Destination, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("new at the source: %s: %w", display(ours), err)
@@ -146,8 +136,8 @@ func (f *follower) buildTables(ctx context.Context, p *pending) error {
 }
 
 // dump reads the source's schema of some tables.
-func (f *follower) dump(ctx context.Context, names []schema.Name) (*dump.Dump, error) {
-	tools, err := f.engine.job.tools(ctx)
+func (f *Follower) dump(ctx context.Context, names []schema.Name) (*dump.Dump, error) {
+	tools, err := f.cfg.Tools(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -155,15 +145,15 @@ func (f *follower) dump(ctx context.Context, names []schema.Name) (*dump.Dump, e
 	for _, n := range names {
 		include = append(include, n.String())
 	}
-	return dump.Open(ctx, dump.Config{Source: f.engine.job.source, Tools: tools, Dir: f.dir, Log: f.log, Filter: schema.Filter{Include: include}})
+	return dump.Open(ctx, dump.Config{Source: f.cfg.Origin, Tools: tools, Dir: f.cfg.Dir, Log: f.cfg.Log, Filter: schema.Filter{Include: include}})
 }
 
 // missing lists the tables that the target does not have.
-func (f *follower) missing(ctx context.Context, names []schema.Name) ([]schema.Name, error) {
+func (f *Follower) missing(ctx context.Context, names []schema.Name) ([]schema.Name, error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
-	conn, err := f.engine.job.target.Connect(ctx, "ddl")
+	conn, err := f.cfg.Destination.Connect(ctx, "ddl")
 	if err != nil {
 		return nil, err
 	}
@@ -179,4 +169,12 @@ func (f *follower) missing(ctx context.Context, names []schema.Name) ([]schema.N
 		}
 	}
 	return list, nil
+}
+
+func display(names []schema.Name) string {
+	list := make([]string, len(names))
+	for i, n := range names {
+		list[i] = n.Display()
+	}
+	return strings.Join(list, ", ")
 }
