@@ -60,6 +60,40 @@ func (d *drill) finish(ctx context.Context, found *findings, report *TableReport
 		}
 		report.Samples = append(report.Samples, sample)
 	}
+	if d.s.atRest {
+		return d.standing(ctx, found, report)
+	}
+	return nil
+}
+
+// standing looks which of the samples' rows are on the source as they were when its snapshot was
+// taken: they did not change while the target's was, so that the difference is no movement.
+func (d *drill) standing(ctx context.Context, found *findings, report *TableReport) error {
+	var keys [][]string
+	var of []int
+	for i := range found.samples {
+		if key := found.samples[i].plainKey(); d.t.keyed() && key != nil {
+			keys, of = append(keys, key), append(of, i)
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	n := d.s.nodes[source]
+	n.using.Lock()
+	defer n.using.Unlock()
+	now, _, err := n.lookupKeys(ctx, n.control, d.t, keys)
+	if err != nil {
+		return err
+	}
+	for i, rows := range now {
+		f := &found.samples[of[i]]
+		same := len(rows) == 0
+		if f.kind != Extra {
+			same = slices.ContainsFunc(rows, func(e entry) bool { return e.hash == f.hash[source] })
+		}
+		report.Samples[of[i]].Standing = same
+	}
 	return nil
 }
 

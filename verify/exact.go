@@ -48,8 +48,24 @@ func (s *Session) Exact(ctx context.Context) (*Report, error) {
 	if err := s.unchanged(ctx, s.tables, before); err != nil {
 		return nil, err
 	}
+	if err := s.beyondRows(ctx, report); err != nil {
+		return nil, err
+	}
 	report.finish(start)
 	return report, nil
+}
+
+// beyondRows compares what else was asked for, as it is now.
+func (s *Session) beyondRows(ctx context.Context, report *Report) (err error) {
+	if s.cfg.Definitions {
+		if report.Definitions, err = s.Definitions(ctx); err != nil {
+			return err
+		}
+	}
+	if len(s.cfg.Sequences) > 0 {
+		report.Sequences, err = s.Sequences(ctx)
+	}
+	return err
 }
 
 func (s *Session) layouts(ctx context.Context, tables []*table) (out [2][]layout, err error) {

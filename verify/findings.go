@@ -46,6 +46,18 @@ type found struct {
 	hash [2]int64 // by side, where it exists there
 }
 
+// plainKey returns the key without pointers, nil where a part of it is NULL.
+func (f *found) plainKey() []string {
+	key := make([]string, len(f.key))
+	for i, v := range f.key {
+		if v == nil {
+			return nil
+		}
+		key[i] = *v
+	}
+	return key
+}
+
 func (f *findings) total() int64 { return f.missing + f.extra + f.changed }
 
 // merge compares two streams that are ordered by key. A key may come several times on either side.

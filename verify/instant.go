@@ -32,10 +32,13 @@ const beginSQL = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 // freeze opens one snapshot on each side for all workers.
 func (s *Session) freeze(ctx context.Context, follower Follower) (instant, error) {
-	if follower == nil {
-		return s.freezeAtRest(ctx)
+	if follower != nil {
+		s.atRest = false
+		return s.freezeFollowing(ctx, follower)
 	}
-	return s.freezeFollowing(ctx, follower)
+	at, err := s.freezeAtRest(ctx)
+	s.atRest = !at.same
+	return at, err
 }
 
 // freezeFollowing takes the source's snapshot and LSN from a temporary slot, and the target's where

@@ -30,15 +30,11 @@ CROSS JOIN LATERAL (SELECT CASE WHEN c.relkind IN ('r', 'm', 't') THEN pg_relati
 
 // layouts measures tables on one side.
 func (n *node) layouts(ctx context.Context, tables []*table) ([]layout, error) {
-	names := make([]string, len(tables))
 	out := make([]layout, len(tables))
-	for i, t := range tables {
+	for i := range tables {
 		out[i].files = map[uint32]uint32{}
-		if names[i] = t.m.Source.Name.String(); n.side == target {
-			names[i] = t.m.Target.String()
-		}
 	}
-	rows, err := n.control.Query(ctx, layoutSQL, names)
+	rows, err := n.control.Query(ctx, layoutSQL, n.names(tables))
 	if err != nil {
 		return nil, n.fail("measure tables", err)
 	}

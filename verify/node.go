@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -23,6 +24,9 @@ type node struct {
 	control  *pgx.Conn
 	version  int // server_version_num
 	encoding string
+	settings map[string]string
+
+	using sync.Mutex // control, while workers run
 }
 
 // settingsSQL turns off what newer servers add to end long or idle transactions. Parallel query is
@@ -70,7 +74,27 @@ func connect(ctx context.Context, sd side, dsn pg.DSN, workers int) (_ *node, er
 	if err != nil {
 		return nil, n.fail("read server version", err)
 	}
-	return n, nil
+	return n, n.readSettings(ctx)
+}
+
+// readSettings reads what a reader of the evidence may want to know of the server.
+func (n *node) readSettings(ctx context.Context) error {
+	rows, err := n.control.Query(ctx, `SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('server_version', 'server_encoding', 'TimeZone',
+		'DateStyle', 'IntervalStyle', 'extra_float_digits', 'bytea_output', 'block_size', 'data_checksums', 'wal_level', 'track_commit_timestamp')
+		UNION ALL SELECT 'collate', datcollate FROM pg_catalog.pg_database WHERE datname = current_database()
+		UNION ALL SELECT 'ctype', datctype FROM pg_catalog.pg_database WHERE datname = current_database()`)
+	if err != nil {
+		return n.fail("read settings", err)
+	}
+	n.settings = map[string]string{}
+	var name, value string
+	if _, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+		n.settings[name] = value
+		return nil
+	}); err != nil {
+		return n.fail("read settings", err)
+	}
+	return nil
 }
 
 func (n *node) close(ctx context.Context) {
@@ -83,7 +107,7 @@ func (n *node) close(ctx context.Context) {
 
 // describe says which database this is, without its password.
 func (n *node) describe() Database {
-	return Database{DSN: n.dsn.String(), Version: n.version}
+	return Database{DSN: n.dsn.String(), Version: n.version, Settings: n.settings}
 }
 
 // major is PostgreSQL's major version.

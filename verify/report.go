@@ -2,8 +2,6 @@ package verify
 
 import (
 	"fmt"
-	"io"
-	"text/tabwriter"
 	"time"
 
 	"github.com/ficus-migrate/ficus/change"
@@ -29,8 +27,21 @@ const (
 	Changed Change = "changed" // on both, with other values
 )
 
-// A Report is the result of a comparison.
+// A Verdict is what a report comes to.
+type Verdict string
+
+// The verdicts. Whoever acts on one must not take Unknown for Equal.
+const (
+	Equal     Verdict = "equal"
+	Different Verdict = "different"
+	// Unknown is of a comparison whose differences may be mere movement, or that left tables out.
+	Unknown Verdict = "could not tell"
+)
+
+// A Report is the result of a comparison, and the evidence of it; see Seal.
 type Report struct {
+	Program     string     `json:"program,omitempty"` // that compared, with its version
+	Name        string     `json:"name,omitempty"`    // of the migration
 	Kind        Kind       `json:"kind"`
 	LSN         change.LSN `json:"lsn"`          // of the source's snapshot
 	At          time.Time  `json:"at"`           // when that was taken
@@ -38,22 +49,44 @@ type Report struct {
 	Source      Database   `json:"source"`
 	Target      Database   `json:"target"`
 	Seed        int64      `json:"seed"` // of the row hashes
+	Workers     int        `json:"workers"`
+	ChunkRows   int64      `json:"chunk_rows"`
+	Masked      bool       `json:"masked"` // values are left out, keys are not
 
 	Tables      []TableReport `json:"tables"`
 	Rows        int64         `json:"rows"`           // read on the source
 	TargetRows  int64         `json:"target_rows"`    // read on the target
 	Keys        int64         `json:"keys,omitempty"` // looked up by a delta
 	Differences int64         `json:"differences"`    // 0 is a proof of what is covered
-	// Uncovered names tables that a delta could not include, with the reason.
-	Uncovered []string      `json:"uncovered"`
-	Elapsed   time.Duration `json:"elapsed_ns"`
-	Paused    time.Duration `json:"paused_ns"` // how long applying stood still
+	// Uncovered names tables that were not compared, with the reason.
+	Uncovered []string `json:"uncovered"`
+	// Instants are the moments that the tables were compared at, when an interrupted comparison
+	// was resumed; the last is LSN.
+	Instants []Instant `json:"instants,omitempty"`
+
+	Definitions []DefinitionDifference `json:"definitions"` // nil when they were not compared
+	Sequences   []SequenceReport       `json:"sequences"`   // nil when they were not compared
+
+	Elapsed time.Duration `json:"elapsed_ns"`
+	Paused  time.Duration `json:"paused_ns"` // how long applying stood still
+
+	Previous string `json:"previous,omitempty"` // digest of the report before this one
+	Digest   string `json:"digest,omitempty"`
+}
+
+// An Instant is a moment at which both sides were compared.
+type Instant struct {
+	LSN         change.LSN `json:"lsn"`
+	At          time.Time  `json:"at"`
+	SameInstant bool       `json:"same_instant"`
+	Tables      int        `json:"tables"` // or parts of tables
 }
 
 // A Database says which database was compared, without a password.
 type Database struct {
-	DSN     string `json:"dsn"`
-	Version int    `json:"version"` // server_version_num, 150018 for 15.18
+	DSN      string            `json:"dsn"`
+	Version  int               `json:"version"`            // server_version_num, 150018 for 15.18
+	Settings map[string]string `json:"settings,omitempty"` // that have a say in what rows look like
 }
 
 // A TableReport is the result for one table.
@@ -68,19 +101,24 @@ type TableReport struct {
 	Extra       int64        `json:"extra"`
 	Changed     int64        `json:"changed"`
 	Samples     []Difference `json:"samples,omitempty"`
+	Instant     *Instant     `json:"instant,omitempty"` // where it is not the report's
 }
 
 // A Difference is one differing row.
 type Difference struct {
-	Kind      Change   `json:"kind"`
-	Key       string   `json:"key,omitempty"`     // "id=5"; "" for a table without a key
-	Columns   []string `json:"columns,omitempty"` // of the target, those that differ when Changed
-	Values    []Value  `json:"values,omitempty"`  // of these columns, when asked for
-	SourceSQL string   `json:"source_sql"`        // shows the row on the source
-	TargetSQL string   `json:"target_sql"`
+	Kind    Change   `json:"kind"`
+	Key     string   `json:"key,omitempty"`     // "id=5"; "" for a table without a key
+	Columns []string `json:"columns,omitempty"` // of the target, those that differ when Changed
+	Values  []Value  `json:"values,omitempty"`  // of these columns; masked unless asked for
+	Writer  string   `json:"writer,omitempty"`  // when the target's row was written, where the server knows
+	// Standing says that the source's row was the same before and after the comparison, so that the
+	// difference is no movement. Told only where the sides were not compared at one instant.
+	Standing  bool   `json:"standing,omitempty"`
+	SourceSQL string `json:"source_sql"` // shows the row on the source
+	TargetSQL string `json:"target_sql"`
 }
 
-// A Value is what both sides hold in a differing column, shortened; nil is NULL.
+// A Value is what both sides hold in a differing column, shortened, or how long that is; nil is NULL.
 type Value struct {
 	Column string  `json:"column"`
 	Source *string `json:"source"`
@@ -98,59 +136,38 @@ func (r *Report) finish(start time.Time) {
 	r.Elapsed = time.Since(start)
 }
 
-// WriteText writes the report for people.
-func (r *Report) WriteText(w io.Writer) error {
-	out := &printer{w: w}
-	out.printf("%s comparison at %s, %s\n", r.Kind, r.LSN, r.At.UTC().Format(time.RFC3339))
-	out.printf("  source %s\n  target %s\n\n", r.Source, r.Target)
-
-	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	tables := &printer{w: columns}
-	tables.printf("table\tsource rows\ttarget rows\tmissing\textra\tchanged\thash\n")
-	for i := range r.Tables {
-		t := &r.Tables[i]
-		tables.printf("%s\t%d\t%d\t%d\t%d\t%d\t%s\n", t.title(), t.Rows, t.TargetRows, t.Missing, t.Extra, t.Changed, t.Method)
-	}
-	if err := columns.Flush(); out.err == nil {
-		out.err = err
-	}
-	out.printf("\n")
-
+// Verdict tells what the report comes to.
+func (r *Report) Verdict() Verdict {
+	standing, behind := r.SameInstant, false
 	for i := range r.Tables {
 		for j := range r.Tables[i].Samples {
-			out.sample(&r.Tables[i], &r.Tables[i].Samples[j])
+			standing = standing || r.Tables[i].Samples[j].Standing
 		}
 	}
-	for _, u := range r.Uncovered {
-		out.printf("not covered: %s\n", u)
-	}
-	if !r.SameInstant {
-		out.printf("note: the source was written to meanwhile; the two sides were not compared at the same instant\n")
-	}
-	out.printf("%s\n", r.verdict())
-	return out.err
-}
-
-// verdict is the last line.
-func (r *Report) verdict() string {
-	what := fmt.Sprintf("%d tables, %d rows, %s", len(r.Tables), r.Rows, r.Elapsed.Round(time.Millisecond))
-	if r.Kind == Delta {
-		what = fmt.Sprintf("%d keys, ", r.Keys) + what
-	}
-	if r.Paused > 0 {
-		what += fmt.Sprintf(", applying paused for %s", r.Paused.Round(10*time.Microsecond))
+	for i := range r.Sequences {
+		behind = behind || !r.Sequences[i].Ahead
 	}
 	switch {
-	case r.Differences > 0:
-		return fmt.Sprintf("different: %d rows (%s)", r.Differences, what)
-	case len(r.Uncovered) > 0:
-		return fmt.Sprintf("equal as far as covered (%s)", what)
+	case r.Differences > 0 && standing, behind, r.Matters() > 0:
+		return Different
+	case r.Differences > 0, len(r.Uncovered) > 0:
+		return Unknown
 	}
-	return fmt.Sprintf("equal (%s)", what)
+	return Equal
 }
 
-// title names the table, and its target where that has another name.
-func (t *TableReport) title() string {
+// Matters counts the differences between definitions that matter.
+func (r *Report) Matters() (n int) {
+	for i := range r.Definitions {
+		if r.Definitions[i].Matters {
+			n++
+		}
+	}
+	return n
+}
+
+// Title names the table, and its target where that has another name.
+func (t *TableReport) Title() string {
 	if t.Table == t.Target {
 		return t.Table.Display()
 	}
@@ -160,42 +177,4 @@ func (t *TableReport) title() string {
 // String returns "user@host:port/name, PostgreSQL 15.18".
 func (d Database) String() string {
 	return fmt.Sprintf("%s, PostgreSQL %d.%d", d.DSN, d.Version/10000, d.Version%10000)
-}
-
-// A printer keeps the first error.
-type printer struct {
-	w   io.Writer
-	err error
-}
-
-func (p *printer) printf(format string, args ...any) {
-	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, format, args...)
-	}
-}
-
-func (p *printer) sample(t *TableReport, d *Difference) {
-	p.printf("%s: %s", t.title(), d.Kind)
-	if d.Key != "" {
-		p.printf(" %s", d.Key)
-	}
-	for i, c := range d.Columns {
-		sep := ", "
-		if i == 0 {
-			sep = ": differs in "
-		}
-		p.printf("%s%s", sep, c)
-	}
-	p.printf("\n")
-	for _, v := range d.Values {
-		p.printf("    %s: %s on the source, %s on the target\n", v.Column, show(v.Source), show(v.Target))
-	}
-	p.printf("    source: %s;\n    target: %s;\n", d.SourceSQL, d.TargetSQL)
-}
-
-func show(v *string) string {
-	if v == nil {
-		return "NULL"
-	}
-	return fmt.Sprintf("%q", *v)
 }

@@ -94,9 +94,7 @@ func (d *drill) columns(ctx context.Context, f *found, out *Difference) ([]strin
 			continue
 		}
 		differ = append(differ, c.Target)
-		if d.s.cfg.ShowValues {
-			out.Values = append(out.Values, Value{Column: c.Target, Source: values[source][i], Target: values[target][i]})
-		}
+		out.Values = append(out.Values, Value{Column: c.Target, Source: values[source][i], Target: values[target][i]})
 	}
 	if len(differ) == 0 {
 		return nil, fmt.Errorf("table %s: row %s differs, but none of its columns does", d.t.name, out.Key)
@@ -104,16 +102,15 @@ func (d *drill) columns(ctx context.Context, f *found, out *Difference) ([]strin
 	return differ, nil
 }
 
-// columnHashes reads the hashes of one row's columns and, if asked for, the beginnings of the values.
+// columnHashes reads the hashes of one row's columns and the beginnings of its values, or how long they are.
 func (d *drill) columnHashes(ctx context.Context, sd side, f *found) (hashes []int64, values []*string, err error) {
 	n, h := d.s.nodes[sd], &d.t.half[sd]
 	hashList, valueList := make([]string, len(h.columns)), make([]string, len(h.columns))
 	for i, c := range h.columns {
 		hashList[i] = d.t.hash.column(c)
-		valueList[i] = fmt.Sprintf("left(%s::text, %d)", c.expr, maxValue)
-	}
-	if !d.s.cfg.ShowValues {
-		valueList = nil
+		if valueList[i] = fmt.Sprintf("left(%s::text, %d)", c.expr, maxValue); !d.s.cfg.ShowValues {
+			valueList[i] = fmt.Sprintf("length(%s::text)::text || ' characters, masked'", c.expr)
+		}
 	}
 	sql := fmt.Sprintf("SELECT ARRAY[%s]::int8[], ARRAY[%s]::text[], %s FROM (%s) AS r",
 		strings.Join(hashList, ", "), strings.Join(valueList, ", "), h.hash, d.t.lookup(sd, "*", f, true))

@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -105,7 +106,7 @@ func TestReportText(t *testing.T) {
 	name := schema.Name{Schema: "public", Name: "users"}
 	r := &Report{
 		Kind: Exact, LSN: 0x16B374D848, At: time.Date(2024, 2, 29, 3, 0, 0, 0, time.UTC), SameInstant: true,
-		Source: Database{"app@old:5432/shop", 130023}, Target: Database{"app@new:5432/shop", 180004}, Seed: 7,
+		Source: Database{DSN: "app@old:5432/shop", Version: 130023}, Target: Database{DSN: "app@new:5432/shop", Version: 180004}, Seed: 7,
 		Tables: []TableReport{
 			{Table: schema.Name{Schema: "public", Name: "orders"}, Target: schema.Name{Schema: "public", Name: "orders"}, Method: MethodText, Rows: 120, TargetRows: 120},
 			{
@@ -160,5 +161,103 @@ func golden(t *testing.T, file string, got []byte) {
 	}
 	if diff := cmp.Diff(string(want), string(got)); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", file, diff)
+	}
+}
+
+// sealed is a report as it is kept.
+func sealed(t *testing.T, previous string) *Report {
+	t.Helper()
+	value := "<script>alert(1)</script>"
+	name := schema.Name{Schema: "public", Name: "users"}
+	r := &Report{
+		Kind: Exact, LSN: 1, SameInstant: true, Source: Database{DSN: "old", Version: 150018, Settings: map[string]string{"TimeZone": "UTC"}},
+		Target: Database{DSN: "new", Version: 180000}, Rows: 9007199254740993, Differences: 1,
+		Tables: []TableReport{
+			{Table: name, Target: name, Rows: 1, Differences: 1, Changed: 1, Samples: []Difference{{Kind: Changed, Key: "id=1", Values: []Value{{"v", &value, nil}}, SourceSQL: "SELECT 1"}}},
+			{Table: name, Target: name, Rows: 9007199254740993},
+		},
+	}
+	if err := r.Seal(previous); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// A sealed report can be laid out anew, but not altered anywhere, in JSON or in its page. Catches: a
+// chain that skips a table or the head, or that leaves out the report before.
+func TestSeal(t *testing.T) {
+	t.Parallel()
+	r := sealed(t, "before")
+	var js, html bytes.Buffer
+	if err := r.WriteJSON(&js); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.WriteHTML(&html); err != nil {
+		t.Fatal(err)
+	}
+	embedded, err := Embedded(html.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range [][]byte{js.Bytes(), embedded} {
+		digest, previous, err := CheckSeal(data)
+		if err != nil || digest != r.Digest || previous != "before" {
+			t.Errorf("got %s after %s, error %v, want %s", digest, previous, err, r.Digest)
+		}
+		for _, change := range [][2]string{
+			{`"id=1"`, `"id=2"`},
+			{"9007199254740993", "9007199254740992"},
+			{`"before"`, `"other"`},
+			{`"changed"`, `"missing"`},
+			{`"UTC"`, `"GMT"`},
+			{`"old"`, `"older"`},
+		} {
+			altered := bytes.Replace(data, []byte(change[0]), []byte(change[1]), 1)
+			if bytes.Equal(altered, data) {
+				t.Fatalf("%s is not in the report", change[0])
+			}
+			if _, _, err := CheckSeal(altered); !errors.Is(err, ErrAltered) {
+				t.Errorf("%s for %s: got %v", change[1], change[0], err)
+			}
+		}
+	}
+	if other := sealed(t, ""); other.Digest == r.Digest {
+		t.Error("the digest does not depend on the report before")
+	}
+	if strings.Contains(html.String(), "<script>alert") {
+		t.Error("a value became part of the page")
+	}
+	if _, _, err := CheckSeal([]byte(`{"tables": [], "digest": "x"}`)); !errors.Is(err, ErrAltered) {
+		t.Errorf("a made-up digest: %v", err)
+	}
+}
+
+// What may be movement, and what was left out, is not equal; a sequence that is behind and a
+// definition that matters are different.
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	rows := func(standing bool) []TableReport {
+		return []TableReport{{Differences: 1, Samples: []Difference{{Standing: standing}}}}
+	}
+	for _, tt := range []struct {
+		name string
+		r    Report
+		want Verdict
+	}{
+		{"nothing", Report{SameInstant: true}, Equal},
+		{"not at one instant", Report{}, Equal},
+		{"rows", Report{SameInstant: true, Differences: 1, Tables: rows(false)}, Different},
+		{"rows that may be moving", Report{Differences: 1, Tables: rows(false)}, Unknown},
+		{"rows that stood still", Report{Differences: 1, Tables: rows(true)}, Different},
+		{"uncovered", Report{SameInstant: true, Uncovered: []string{"a"}}, Unknown},
+		{"uncovered and different", Report{SameInstant: true, Differences: 1, Uncovered: []string{"a"}}, Different},
+		{"definition that matters", Report{SameInstant: true, Definitions: []DefinitionDifference{{Matters: true}}}, Different},
+		{"definition that does not", Report{SameInstant: true, Definitions: []DefinitionDifference{{}}}, Equal},
+		{"sequence behind", Report{SameInstant: true, Sequences: []SequenceReport{{}}}, Different},
+		{"sequence ahead", Report{SameInstant: true, Sequences: []SequenceReport{{Ahead: true}}}, Equal},
+	} {
+		if got := tt.r.Verdict(); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }

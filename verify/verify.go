@@ -40,6 +40,12 @@ type Config struct {
 	Source, Target pg.DSN
 	Mappings       []transform.Mapping
 
+	// Sequences are compared for being ahead. Default: none.
+	Sequences []schema.Sequence
+	// Definitions makes an exact comparison compare the tables' definitions, too: columns,
+	// constraints, indexes, triggers, grants.
+	Definitions bool
+
 	// Follower stops the target at the source's instant. Default: none; both sides are taken as
 	// they are.
 	Follower Follower
@@ -55,6 +61,8 @@ type Config struct {
 	WholeRows int64
 	// MaxSamples is how many differing rows of each table the report shows. Default 10.
 	MaxSamples int
+	// Name and Program are put into reports: the migration's name; who compares, with the version.
+	Name, Program string
 	// ShowValues adds the differing values to the samples. They may be anybody's private data.
 	ShowValues bool
 
@@ -73,6 +81,7 @@ type Session struct {
 	seed   int64
 	nodes  [2]*node // by side
 	tables []*table
+	atRest bool // the two sides' snapshots may show different instants
 }
 
 // Run opens a session, compares the keys of Config.Keys or everything, and closes it.
@@ -149,6 +158,7 @@ func (s *Session) newReport(kind Kind, at instant) *Report {
 	return &Report{
 		Kind: kind, LSN: at.lsn, At: at.time, SameInstant: at.same, Paused: at.paused, Seed: s.seed,
 		Source: s.nodes[source].describe(), Target: s.nodes[target].describe(),
+		Program: s.cfg.Program, Name: s.cfg.Name, Workers: s.cfg.Workers, ChunkRows: s.cfg.ChunkRows, Masked: !s.cfg.ShowValues,
 		Tables: []TableReport{}, Uncovered: []string{},
 	}
 }
