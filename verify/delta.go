@@ -141,7 +141,7 @@ func (s *Session) compareKeys(ctx context.Context, keys Keys, report *Report) (w
 // gather sends the touched keys of every table in batches.
 func (s *Session) gather(ctx context.Context, keys Keys, out chan<- batch) (deltas []*tableDelta, whole []*table, err error) {
 	for _, t := range s.tables {
-		d := &tableDelta{t: t, found: findings{keyed: t.keyed(), limit: s.cfg.MaxSamples}}
+		d := &tableDelta{t: t, found: findings{keyed: t.keyed(), limit: s.limit()}}
 		var list [][]string
 		flush := func() error {
 			if len(list) == 0 {

@@ -53,6 +53,13 @@ func (d *drill) run(ctx context.Context, src, dst *total, report *TableReport) e
 func (d *drill) finish(ctx context.Context, found *findings, report *TableReport) error {
 	report.Missing, report.Extra, report.Changed = found.missing, found.extra, found.changed
 	report.Differences = found.total()
+	if d.s.cfg.Repairs > 0 && found.total() > 0 {
+		var err error
+		if report.repairs, err = d.repairs(ctx, found); err != nil {
+			return err
+		}
+		found.samples = found.samples[:min(len(found.samples), d.s.cfg.MaxSamples)]
+	}
 	for i := range found.samples {
 		sample, err := d.sample(ctx, &found.samples[i])
 		if err != nil {
@@ -177,7 +184,7 @@ func (d *drill) rows(ctx context.Context, mask int64, buckets []int64) (*finding
 			return d.stream(gctx, sd, mask, buckets, streams[sd])
 		})
 	}
-	found := &findings{keyed: d.t.keyed(), limit: d.s.cfg.MaxSamples}
+	found := &findings{keyed: d.t.keyed(), limit: d.s.limit()}
 	found.merge(streams[source], streams[target])
 	if err := g.Wait(); err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ type findings struct {
 	keyed                   bool
 	limit                   int // of samples
 	missing, extra, changed int64
+	entries                 int64 // of which samples are the first
 	samples                 []found
 }
 
@@ -44,6 +45,7 @@ type found struct {
 	kind Change
 	key  []*string
 	hash [2]int64 // by side, where it exists there
+	n    int64    // how often it is missing or extra
 }
 
 // plainKey returns the key without pointers, nil where a part of it is NULL.
@@ -98,22 +100,23 @@ func (f *findings) compare(src, dst []entry) {
 	src, dst = remaining(src), remaining(dst)
 	for f.keyed && len(src) > 0 && len(dst) > 0 {
 		f.changed++
-		f.sample(found{Changed, src[0].key, [2]int64{src[0].hash, dst[0].hash}})
+		f.sample(found{Changed, src[0].key, [2]int64{src[0].hash, dst[0].hash}, 1})
 		src[0].n--
 		dst[0].n--
 		src, dst = remaining(src), remaining(dst)
 	}
 	for _, e := range src {
 		f.missing += e.n
-		f.sample(found{Missing, e.key, [2]int64{source: e.hash}})
+		f.sample(found{Missing, e.key, [2]int64{source: e.hash}, e.n})
 	}
 	for _, e := range dst {
 		f.extra += e.n
-		f.sample(found{Extra, e.key, [2]int64{target: e.hash}})
+		f.sample(found{Extra, e.key, [2]int64{target: e.hash}, e.n})
 	}
 }
 
 func (f *findings) sample(s found) {
+	f.entries++
 	if len(f.samples) < f.limit {
 		f.samples = append(f.samples, s)
 	}

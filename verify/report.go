@@ -72,6 +72,8 @@ type Report struct {
 
 	Previous string `json:"previous,omitempty"` // digest of the report before this one
 	Digest   string `json:"digest,omitempty"`
+
+	Repairs []Repair `json:"-"` // when asked for
 }
 
 // An Instant is a moment at which both sides were compared.
@@ -102,6 +104,8 @@ type TableReport struct {
 	Changed     int64        `json:"changed"`
 	Samples     []Difference `json:"samples,omitempty"`
 	Instant     *Instant     `json:"instant,omitempty"` // where it is not the report's
+
+	repairs []Repair
 }
 
 // A Difference is one differing row.
@@ -132,6 +136,7 @@ func (r *Report) finish(start time.Time) {
 		r.Rows += t.Rows
 		r.TargetRows += t.TargetRows
 		r.Differences += t.Differences
+		r.Repairs = append(r.Repairs, t.repairs...)
 	}
 	r.Elapsed = time.Since(start)
 }

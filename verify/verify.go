@@ -66,6 +66,10 @@ type Config struct {
 	// ShowValues adds the differing values to the samples. They may be anybody's private data.
 	ShowValues bool
 
+	// Repairs is up to how many differing rows of a table the SQL is written that mends them; see
+	// Report.Repairs. More are an error. Default 0: none.
+	Repairs int
+
 	// Progress is called after each chunk with the rows read on both sides and the estimate of all.
 	// Default: nothing.
 	Progress func(done, total int64)
@@ -152,6 +156,9 @@ func (s *Session) Close() {
 		}
 	}
 }
+
+// limit is how many of a table's differing rows are kept.
+func (s *Session) limit() int { return max(s.cfg.MaxSamples, s.cfg.Repairs) }
 
 // newReport starts a report of the instant that was frozen.
 func (s *Session) newReport(kind Kind, at instant) *Report {

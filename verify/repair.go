@@ -1,0 +1,263 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
+)
+
+// A Repair makes one row of the target what it is on the source. Its SQL changes exactly one row, and
+// none if the row is no longer what it was when it was compared.
+type Repair struct {
+	Table schema.Name
+	Kind  Change
+	Key   string
+	SQL   string
+
+	table *table
+	key   []string // nil without one
+}
+
+// errRepairMoved says that a repair found another row than it was made for.
+var errRepairMoved = errors.New("the row is no longer what it was when it was compared")
+
+// repairSettings make texts in repairs mean what they meant to the sessions that read them.
+const repairSettings = "SET LOCAL search_path = ''; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; " +
+	"SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_monetary = 'C'; SET LOCAL session_replication_role = replica"
+
+// repairs writes the SQL that mends what was found in one table, in the snapshots it was found in.
+func (d *drill) repairs(ctx context.Context, found *findings) ([]Repair, error) {
+	if int64(len(found.samples)) < found.entries {
+		return nil, hint.Wrap(fmt.Errorf("table %s: %d rows differ, more than the %d that are mended", d.t.name, found.entries, found.limit),
+			"copy the table anew (ficus resync), or raise the limit")
+	}
+	var values [2]map[int]row
+	for _, sd := range sides() {
+		var err error
+		if values[sd], err = d.rowValues(ctx, sd, found.samples); err != nil {
+			return nil, err
+		}
+	}
+	var out []Repair
+	for i := range found.samples {
+		f := &found.samples[i]
+		r := Repair{Table: d.t.m.Source.Name, Kind: f.kind, Key: d.t.keyText(f.key), table: d.t}
+		if d.t.keyed() {
+			r.key = f.plainKey()
+		}
+		r.SQL = d.t.repairSQL(f, values[source][i], values[target][i])
+		for range max(1, f.n) {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// A row is the text of its columns, and of all of them together.
+type row struct {
+	columns []*string
+	whole   string
+}
+
+// rowValues reads the rows of what was found, by its index, as far as one side has them.
+func (d *drill) rowValues(ctx context.Context, sd side, found []found) (map[int]row, error) {
+	out := map[int]row{}
+	byHash := map[int64][]int{} // of rows without a key
+	var hashes []int64
+	for i := range found {
+		f := &found[i]
+		switch {
+		case f.kind == Missing && sd == target, f.kind == Extra && sd == source:
+		case f.key == nil:
+			byHash[f.hash[sd]] = append(byHash[f.hash[sd]], i)
+			hashes = append(hashes, f.hash[sd])
+		default:
+			err := d.readRows(ctx, sd, d.t.lookup(sd, "*", f, true), func(hash int64, r row) {
+				if hash == f.hash[sd] { // the key may not be unique here
+					out[i] = r
+				}
+			})
+			if err == nil && out[i].columns == nil {
+				err = d.s.nodes[sd].failTable(d.t, "read row "+d.t.keyText(f.key), errors.New("it was there a moment ago, in the same snapshot"))
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(hashes) == 0 {
+		return out, nil
+	}
+	query := fmt.Sprintf("SELECT * FROM (%s) AS r WHERE %s = ANY ('{%s}'::int8[])", d.t.query(sd), d.t.half[sd].hash, joinInts(hashes))
+	err := d.readRows(ctx, sd, query, func(hash int64, r row) {
+		for _, i := range byHash[hash] {
+			out[i] = r
+		}
+	})
+	return out, err
+}
+
+func (d *drill) readRows(ctx context.Context, sd side, query string, fn func(hash int64, r row)) error {
+	n, h := d.s.nodes[sd], &d.t.half[sd]
+	texts := make([]string, len(h.columns))
+	for i, c := range h.columns {
+		if texts[i] = c.expr + "::text"; c.oid == pgtype.BPCharOID { // the cast takes blanks away
+			texts[i] = "textin(bpcharout(" + c.expr + "))"
+		}
+	}
+	sql := fmt.Sprintf("SELECT %s, ARRAY[%s]::text[], %s FROM (%s) AS r", h.hash, strings.Join(texts, ", "), wholeText(h.columns), query)
+	rows, err := d.conns[sd].Query(ctx, sql, pgx.QueryExecModeExec)
+	if err != nil {
+		return n.failTable(d.t, "read rows to mend", err)
+	}
+	var hash int64
+	var r row
+	if _, err = pgx.ForEachRow(rows, []any{&hash, &r.columns, &r.whole}, func() error {
+		fn(hash, r)
+		r.columns = nil
+		return nil
+	}); err != nil {
+		return n.failTable(d.t, "read rows to mend", err)
+	}
+	return nil
+}
+
+// wholeText returns the SQL of a row's text.
+func wholeText(columns []field) string {
+	exprs := make([]string, len(columns))
+	for i, c := range columns {
+		exprs[i] = c.expr
+	}
+	return "ROW(" + strings.Join(exprs, ", ") + ")::text"
+}
+
+// repairSQL returns the statement that mends one row.
+func (t *table) repairSQL(f *found, src, dst row) string {
+	columns := t.m.TargetColumns()
+	if f.kind == Missing {
+		if len(columns) == 0 {
+			return "INSERT INTO " + t.m.Target.String() + " DEFAULT VALUES"
+		}
+		values := make([]string, len(columns))
+		for i := range columns {
+			values[i] = literal(src.columns[i])
+		}
+		return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)", t.m.Target, schema.QuoteIdents(columns), strings.Join(values, ", "))
+	}
+	where := make([]string, 0, len(f.key)+1)
+	for i := range f.key {
+		k := &t.half[target].key[i]
+		if v := f.key[i]; v == nil {
+			where = append(where, "r."+schema.QuoteIdent(k.column)+" IS NULL")
+		} else {
+			where = append(where, k.is(literal(dst.columns[t.position(k.column)])+"::text")) // finds it by index
+		}
+	}
+	where = append(where, wholeText(t.half[target].columns)+" = "+schema.QuoteLiteral(dst.whole))
+	// One row alone, although the target may have it several times.
+	one := fmt.Sprintf("(r.tableoid, r.ctid) = (SELECT r.tableoid, r.ctid FROM %s AS r WHERE %s LIMIT 1)", t.m.TargetFrom(), strings.Join(where, " AND "))
+	if f.kind == Extra {
+		return fmt.Sprintf("DELETE FROM %s AS r WHERE %s", t.m.TargetFrom(), one)
+	}
+	var set []string
+	for i, c := range columns {
+		if s, d := src.columns[i], dst.columns[i]; (s == nil) != (d == nil) || s != nil && *s != *d {
+			set = append(set, schema.QuoteIdent(c)+" = "+literal(s))
+		}
+	}
+	return fmt.Sprintf("UPDATE %s AS r SET %s WHERE %s", t.m.TargetFrom(), strings.Join(set, ", "), one)
+}
+
+func (t *table) position(targetColumn string) int {
+	for i, c := range t.m.Columns {
+		if c.Target == targetColumn {
+			return i
+		}
+	}
+	return -1
+}
+
+func literal(v *string) string {
+	if v == nil {
+		return "NULL"
+	}
+	return schema.QuoteLiteral(*v)
+}
+
+// WriteRepairs writes the repairs of a report as a script for psql. It holds values of rows.
+func (r *Report) WriteRepairs(w io.Writer) error {
+	out := &printer{w: w}
+	out.printf("-- makes %s what %s was at %s, %s\n", r.Target.DSN, r.Source.DSN, r.LSN, r.At.UTC().Format(time.RFC3339))
+	out.printf("-- each statement changes one row, or none if the row is no longer what it was\n")
+	out.printf("BEGIN;\n%s;\n", repairSettings)
+	for i := range r.Repairs {
+		p := &r.Repairs[i]
+		out.printf("-- %s: %s %s\n%s;\n", p.Table.Display(), p.Kind, strings.ReplaceAll(p.Key, "\n", " "), p.SQL)
+	}
+	out.printf("COMMIT;\n")
+	return out.err
+}
+
+// Mend applies the repairs of a report of this session in one transaction of the target, all or none,
+// then compares the rows again, and tables without a key as a whole. Call it when nobody else
+// changes the target: without a Follower, or between its StopAt and release.
+func (s *Session) Mend(ctx context.Context, r *Report) (*Report, error) {
+	n := s.nodes[target]
+	err := pgx.BeginFunc(ctx, n.control, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, repairSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+			if pg.Code(err) == pg.CodeInsufficientPrivilege {
+				return hint.Wrap(err, "triggers and foreign keys must not fire: GRANT SET ON PARAMETER session_replication_role TO %s (PostgreSQL 15), or mend as a superuser", n.dsn.User())
+			}
+			return err
+		}
+		for i := range r.Repairs {
+			p := &r.Repairs[i]
+			tag, err := tx.Exec(ctx, p.SQL, pgx.QueryExecModeSimpleProtocol)
+			if err == nil && tag.RowsAffected() != 1 {
+				err = errRepairMoved
+			}
+			if err != nil {
+				return fmt.Errorf("table %s: %s row %s: %w", p.Table.Display(), p.Kind, p.Key, quiet(err))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, n.fail("mend", err)
+	}
+	return s.DeltaAtRest(ctx, repaired(r.Repairs))
+}
+
+// quiet takes from an error what may hold values of the row.
+func quiet(err error) error {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return &pgconn.PgError{Severity: e.Severity, Code: e.Code, Message: e.Message, SchemaName: e.SchemaName, TableName: e.TableName, ConstraintName: e.ConstraintName}
+	}
+	return err
+}
+
+// repaired are the keys of the rows that were mended.
+func repaired(list []Repair) Keys {
+	return func(table schema.Name, yield func(key []string) error) error {
+		for i := range list {
+			if list[i].Table != table {
+				continue
+			}
+			if err := yield(list[i].key); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
