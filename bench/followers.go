@@ -53,7 +53,7 @@ func (f *ficusFollower) run(ctx context.Context, _ int) (Run, error) {
 }
 
 func (f *ficusFollower) discard(ctx context.Context, _ int) error {
-	return errors.Join(f.link.Remove(ctx, f.Lab), f.Target.Drop(ctx, f.database()))
+	return errors.Join(f.link.Remove(ctx), f.Target.Drop(ctx, f.database()))
 }
 
 // nativeFollower is PostgreSQL's own subscription.

@@ -27,8 +27,10 @@ type Contender struct {
 	// Missing says why it did not run; "" when it did.
 	Missing string `json:"missing,omitempty"`
 	// Limit says that this is no way to do the work, but a part of it that cannot be left out.
-	Limit bool  `json:"limit,omitempty"`
-	Runs  []Run `json:"runs,omitempty"`
+	Limit bool `json:"limit,omitempty"`
+	// Own says that it is Ficus in another use, with which Ficus is not compared.
+	Own  bool  `json:"own,omitempty"`
+	Runs []Run `json:"runs,omitempty"`
 }
 
 // A Run is one measured run. The first metric is the one that is compared.
@@ -140,7 +142,7 @@ func (r *Result) compare(goal, toLimit float64) {
 	first := ours.Runs[0].Metrics[0].Name
 	for i := range r.Contenders {
 		c := &r.Contenders[i]
-		if i == at || len(c.Runs) == 0 {
+		if i == at || c.Own || len(c.Runs) == 0 {
 			continue
 		}
 		ratio := Ratio{Peer: c.Name, Value: stat.Ratio(c.byRound(first), ours.byRound(first)), CPU: stat.Ratio(c.byRound(cpuName), ours.byRound(cpuName))}

@@ -22,6 +22,9 @@ func scenarios() []scenario {
 		catchUp{workTPCB()},
 		catchUp{workInsert()},
 		catchUp{workMixed()},
+		copies{shapePgbench()},
+		copies{shapeShop()},
+		pipe{},
 	}
 }
 

@@ -9,6 +9,7 @@ type sizes struct {
 	tpcbScale, tpcbTransactions                   int
 	insertRows                                    int
 	mixedTransactions, mixedUpdates, mixedDeletes int
+	copyScale, shopRows, pipeRows                 int
 }
 
 // A size is one of them as a flag.
@@ -26,6 +27,9 @@ func (s *sizes) all() []size {
 		{&s.mixedTransactions, "mixed-transactions", "catchup-mixed: transactions to catch up with", 100_000, 5_000},
 		{&s.mixedUpdates, "mixed-updates", "catchup-mixed: rows updated in each transaction", 5, 5},
 		{&s.mixedDeletes, "mixed-deletes", "catchup-mixed: rows deleted in each transaction", 2, 2},
+		{&s.copyScale, "copy-scale", "copy: pgbench's scale, 100,000 rows each", 50, 2},
+		{&s.shopRows, "shop-rows", "copy-shop: rows in all tables", 3_000_000, 60_000},
+		{&s.pipeRows, "pipe-rows", "pipe: rows of the table", 3_000_000, 100_000},
 	}
 }
 

@@ -15,10 +15,10 @@ import (
 
 // tools are the paths of other programs; "" for one that is not installed.
 type tools struct {
-	psql, pgDump, pgbench, pgRecvlogical, pgcopydb string
+	psql, pgDump, pgRestore, pgbench, pgRecvlogical, pgcopydb string
 }
 
-// findTools looks beside the server first, then in PATH. The first three have to be there.
+// findTools looks beside the server first, then in PATH. All but the last two have to be there.
 func findTools(bin string) (tools, error) {
 	find := func(name string) string {
 		if path := filepath.Join(bin, name); executable(path) {
@@ -30,8 +30,8 @@ func findTools(bin string) (tools, error) {
 		}
 		return path
 	}
-	t := tools{find("psql"), find("pg_dump"), find("pgbench"), find("pg_recvlogical"), find("pgcopydb")}
-	for name, path := range map[string]string{"psql": t.psql, "pg_dump": t.pgDump, "pgbench": t.pgbench} {
+	t := tools{find("psql"), find("pg_dump"), find("pg_restore"), find("pgbench"), find("pg_recvlogical"), find("pgcopydb")}
+	for name, path := range map[string]string{"psql": t.psql, "pg_dump": t.pgDump, "pg_restore": t.pgRestore, "pgbench": t.pgbench} {
 		if path == "" {
 			return tools{}, hint.Wrap(fmt.Errorf("no %s on this machine", name), "Debian, Ubuntu: apt-get install postgresql postgresql-client")
 		}

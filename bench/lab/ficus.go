@@ -35,7 +35,7 @@ func (f *Ficus) Follow(ctx context.Context, l *Lab) (*Process, error) {
 }
 
 // Copied runs "ficus follow" until it has copied everything and caught up, and stops it with a
-// signal. It returns what the copy took.
+// signal.
 func (f *Ficus) Copied(ctx context.Context, l *Lab) error {
 	p, err := f.Follow(ctx, l)
 	if err != nil {
@@ -47,12 +47,12 @@ func (f *Ficus) Copied(ctx context.Context, l *Lab) error {
 	return p.Stop()
 }
 
-// Remove forgets the data directory. What is left in the databases goes with them, but for the slot,
-// which has to be dropped.
-func (f *Ficus) Remove(ctx context.Context, l *Lab) error {
-	err := os.RemoveAll(f.dir)
+// Remove takes away what the link left in both databases, its slot included, and its data directory.
+func (f *Ficus) Remove(ctx context.Context) error {
+	_, _, err := Run(ctx, f.Program, "cleanup", "--force", "--source", f.Source, "--target", f.Target)
+	err = errors.Join(err, os.RemoveAll(f.dir))
 	f.dir = ""
-	return errors.Join(err, l.Source.DropSlot(ctx, f.Slot()))
+	return err
 }
 
 // DropSlot drops a replication slot if it is there, once nobody uses it any more.
