@@ -277,7 +277,7 @@ func (s *Session) compareWhole(ctx context.Context, whole []*table, report *Repo
 			layouts[sd] = append(layouts[sd], sizes[sd][i])
 		}
 	}
-	reports, err := s.compare(ctx, small, layouts)
+	reports, err := s.compare(ctx, small, layouts, nil)
 	if err != nil {
 		return err
 	}

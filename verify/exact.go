@@ -42,7 +42,12 @@ func (s *Session) Exact(ctx context.Context) (*Report, error) {
 		slog.String("lsn", at.lsn.String()), slog.Bool("same_instant", at.same))
 
 	report := s.newReport(Exact, at)
-	if report.Tables, err = s.compare(ctx, s.tables, before); err != nil {
+	if s.cfg.Save != nil {
+		err = s.compareParts(ctx, at, before, report)
+	} else {
+		report.Tables, err = s.compare(ctx, s.tables, before, nil)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := s.unchanged(ctx, s.tables, before); err != nil {
@@ -53,6 +58,21 @@ func (s *Session) Exact(ctx context.Context) (*Report, error) {
 	}
 	report.finish(start)
 	return report, nil
+}
+
+// compareParts is compare in parts that are saved.
+func (s *Session) compareParts(ctx context.Context, at instant, before [2][]layout, report *Report) error {
+	r, parts, layouts, err := s.resumable(ctx, before)
+	if err != nil {
+		return err
+	}
+	_, err = s.compare(ctx, parts, layouts, func(i int, tr TableReport) error {
+		return r.finished(ctx, parts[i], tr, at, [2]layout{layouts[source][i], layouts[target][i]})
+	})
+	if err == nil {
+		r.finish(report)
+	}
+	return err
 }
 
 // beyondRows compares what else was asked for, as it is now.
@@ -81,24 +101,35 @@ func (s *Session) unchanged(ctx context.Context, tables []*table, before [2][]la
 }
 
 // compare compares whole tables, first by their totals, then those that differ down to the rows.
-func (s *Session) compare(ctx context.Context, tables []*table, layouts [2][]layout) ([]TableReport, error) {
-	totals, err := s.totals(ctx, tables, layouts)
+// finished, if any, is called with the report of each table as soon as it is there.
+func (s *Session) compare(ctx context.Context, tables []*table, layouts [2][]layout, finished func(int, TableReport) error) ([]TableReport, error) {
+	reports := make([]TableReport, len(tables))
+	first := func(i int, src, dst *total) error {
+		t := tables[i]
+		reports[i] = TableReport{Table: t.m.Source.Name, Target: t.m.Target, Method: t.hash.method, Rows: src.rows, TargetRows: dst.rows}
+		if finished == nil || !src.equal(dst) {
+			return nil
+		}
+		return finished(i, reports[i])
+	}
+	totals, err := s.totals(ctx, tables, layouts, first)
 	if err != nil {
 		return nil, err
 	}
-	reports := make([]TableReport, len(tables))
 	var differ []int
-	for i, t := range tables {
-		src, dst := &totals[source][i], &totals[target][i]
-		reports[i] = TableReport{Table: t.m.Source.Name, Target: t.m.Target, Method: t.hash.method, Rows: src.rows, TargetRows: dst.rows}
-		if !src.equal(dst) {
+	for i := range tables {
+		if !totals[source][i].equal(&totals[target][i]) {
 			differ = append(differ, i)
 		}
 	}
 	err = spread(ctx, s.cfg.Workers, len(differ), func(ctx context.Context, worker, k int) error {
 		i := differ[k]
 		d := drill{s: s, t: tables[i], conns: s.pair(worker)}
-		return d.run(ctx, &totals[source][i], &totals[target][i], &reports[i])
+		err := d.run(ctx, &totals[source][i], &totals[target][i], &reports[i])
+		if err == nil && finished != nil {
+			err = finished(i, reports[i])
+		}
+		return err
 	})
 	return reports, err
 }
@@ -114,26 +145,21 @@ type chunk struct {
 	condition string
 }
 
-// totals reads all tables on both sides, each side in its own chunks, largest tables first.
-func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layout) ([2][]total, error) {
-	var sums [2][]total
+// totals reads all tables on both sides, each side in its own chunks, largest tables first. finished
+// is called once for each table when all of its chunks have been read.
+func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layout, finished func(i int, src, dst *total) error) ([2][]total, error) {
+	sums := [2][]total{make([]total, len(tables)), make([]total, len(tables))}
 	meter := s.newMeter(layouts)
+	plan := [2][]chunk{s.chunks(source, layouts[source]), s.chunks(target, layouts[target])}
+	var mu sync.Mutex // guards sums and left
+	left := make([]int, len(tables))
+	for _, chunks := range plan {
+		for _, c := range chunks {
+			left[c.table]++
+		}
+	}
 	err := both(func(sd side) error {
-		n, sizes := s.nodes[sd], layouts[sd]
-		order := make([]int, len(tables))
-		for i := range order {
-			order[i] = i
-		}
-		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(sizes[b].blocks, sizes[a].blocks) })
-		var chunks []chunk
-		for _, i := range order {
-			for _, c := range sizes[i].chunks(n, s.cfg.ChunkRows) {
-				chunks = append(chunks, chunk{i, c})
-			}
-		}
-
-		sums[sd] = make([]total, len(tables))
-		var mu sync.Mutex // guards sums[sd]
+		n, chunks := s.nodes[sd], plan[sd]
 		return n.parallel(ctx, len(chunks), func(ctx context.Context, conn *pgx.Conn, k int) error {
 			c := chunks[k]
 			got, err := n.total(ctx, conn, tables[c.table], c.condition)
@@ -142,8 +168,13 @@ func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layo
 			}
 			mu.Lock()
 			sums[sd][c.table].add(got)
+			left[c.table]--
+			last := left[c.table] == 0
 			mu.Unlock()
 			meter.add(got.rows)
+			if last {
+				return finished(c.table, &sums[source][c.table], &sums[target][c.table])
+			}
 			return nil
 		})
 	})
@@ -151,6 +182,22 @@ func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layo
 		meter.end()
 	}
 	return sums, err
+}
+
+// chunks cuts one side's tables, largest first.
+func (s *Session) chunks(sd side, sizes []layout) []chunk {
+	order := make([]int, len(sizes))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(sizes[b].blocks, sizes[a].blocks) })
+	var chunks []chunk
+	for _, i := range order {
+		for _, c := range sizes[i].chunks(s.nodes[sd], s.cfg.ChunkRows) {
+			chunks = append(chunks, chunk{i, c})
+		}
+	}
+	return chunks
 }
 
 // total reads one chunk.

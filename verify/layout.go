@@ -34,6 +34,8 @@ func (n *node) layouts(ctx context.Context, tables []*table) ([]layout, error) {
 	for i := range tables {
 		out[i].files = map[uint32]uint32{}
 	}
+	n.using.Lock()
+	defer n.using.Unlock()
 	rows, err := n.control.Query(ctx, layoutSQL, n.names(tables))
 	if err != nil {
 		return nil, n.fail("measure tables", err)
@@ -74,7 +76,7 @@ func (n *node) unchanged(ctx context.Context, tables []*table, before []layout) 
 // of which the last has no end. No row is in two of them and none is left out, in whatever state
 // the table is by the time they are read.
 func (l layout) chunks(n *node, chunkRows int64) []string {
-	if n.major() < 14 || l.rows <= chunkRows { // before 14, each range would read the whole table
+	if n.major() < 14 || l.blocks == 0 || l.rows <= chunkRows { // before 14, each range would read the whole table
 		return []string{"true"}
 	}
 	const lowest = 16 // blocks, for rows that are nearly as large as one

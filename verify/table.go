@@ -19,6 +19,8 @@ type table struct {
 	name string // of the source table, as people read it
 	hash hasher
 	half [2]half // by side
+	// within narrows the rows of both sides to a range of the key; "" is all of them.
+	within [2]string
 }
 
 // A half is one side of a table. SQL expressions are over r, a row with the target's columns.
@@ -50,6 +52,9 @@ func (k *keyField) is(text string) string {
 
 // query returns the SELECT of one side's rows, narrowed by conditions over that side's columns.
 func (t *table) query(sd side, conditions ...string) string {
+	if t.within[sd] != "" {
+		conditions = append([]string{t.within[sd]}, conditions...)
+	}
 	if sd == source {
 		return t.m.Query(conditions...)
 	}

@@ -66,6 +66,16 @@ type Config struct {
 	// ShowValues adds the differing values to the samples. They may be anybody's private data.
 	ShowValues bool
 
+	// Save makes an exact comparison one that can be interrupted: it is called whenever a part has
+	// been compared, with all that have, and large tables are cut into ranges of their key of about
+	// RangeRows rows, which reads them less fast. Default: nothing is saved.
+	Save func(Checkpoint) error
+	// Resume is the checkpoint to go on from. Parts that it does not have, or has of other tables
+	// or rules, are compared. Default: none.
+	Resume *Checkpoint
+	// RangeRows is about how many rows a part has. Default 5,000,000.
+	RangeRows int64
+
 	// Repairs is up to how many differing rows of a table the SQL is written that mends them; see
 	// Report.Repairs. More are an error. Default 0: none.
 	Repairs int
@@ -117,6 +127,7 @@ func open(ctx context.Context, cfg Config, methods []Method) (_ *Session, err er
 	cfg.ChunkRows = cmp.Or(cfg.ChunkRows, 200_000)
 	cfg.WholeRows = cmp.Or(cfg.WholeRows, 200_000)
 	cfg.MaxSamples = cmp.Or(cfg.MaxSamples, 10)
+	cfg.RangeRows = cmp.Or(cfg.RangeRows, 5_000_000)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 
 	s := &Session{cfg: cfg, seed: rand.Int64()}
