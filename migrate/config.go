@@ -91,6 +91,10 @@ type Settings struct {
 	// 10 s; negative for never.
 	Sequences time.Duration
 
+	// ClaimWait is how long Run waits while another process drives the migration; negative: not at
+	// all. A server takes up to a minute to notice that a machine is gone. Default 90 s.
+	ClaimWait time.Duration
+
 	// Sample is how often lag is measured. Default 1 s.
 	Sample time.Duration
 	// Watch is how often the owner's gate is looked at while nothing else goes on. Default 5 s.
@@ -142,6 +146,7 @@ func (s Settings) withDefaults() Settings {
 	s.Attempts = cmp.Or(s.Attempts, 3)
 	s.RetryPause = cmp.Or(s.RetryPause, 5*time.Second)
 	s.Sequences = cmp.Or(s.Sequences, 10*time.Second)
+	s.ClaimWait = cmp.Or(s.ClaimWait, 90*time.Second)
 	s.Sample = cmp.Or(s.Sample, time.Second)
 	s.Watch = cmp.Or(s.Watch, 5*time.Second)
 	s.Grace = cmp.Or(s.Grace, 15*time.Second)

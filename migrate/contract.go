@@ -59,6 +59,15 @@ type Sequence struct {
 // must not take effect over a row of the same or a higher epoch. Everything else that comes late
 // is harmless or is mended by the engine.
 type Database interface {
+	// Claim makes this process the one that drives the migration at this database, and returns
+	// ErrDriven, naming the other one, while another process is that. It holds a session lock, which
+	// ends with the process, and puts a token of its own beside the ownership row: from then on no Install, CloseGate,
+	// OpenGate, Signal, Own or Uninstall of a process that claimed it before takes effect, however
+	// late; they return ErrDeposed. Repeated by its holder it changes nothing. lost is closed when
+	// the session is gone; whether somebody else came then, the next Claim tells with ErrDeposed.
+	Claim(ctx context.Context) (lost <-chan struct{}, err error)
+	// Disclaim gives the claim up. A later Claim starts a new one.
+	Disclaim()
 	// Install creates schema ficus with its ownership row (epoch 1, owner as given), signal table
 	// and gate; the gate is open only on the owner. It leaves an existing installation of the same
 	// migration as it is and refuses that of another.

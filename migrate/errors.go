@@ -16,6 +16,10 @@ var (
 	ErrDifferences = errors.New("the two databases differ")
 	// ErrForeign says that a database is installed for another migration.
 	ErrForeign = errors.New("database belongs to another migration")
+	// ErrDriven says that another process drives the migration.
+	ErrDriven = errors.New("another process drives the migration")
+	// ErrDeposed refuses a process that another one has replaced.
+	ErrDeposed = errors.New("another process has taken the migration over")
 )
 
 // errInterrupted ends a wait or a step because a command changed what is to be done.

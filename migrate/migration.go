@@ -35,6 +35,8 @@ type Migration struct {
 		ran     bool // Run was called: a failure is its result, not one that it will go on from
 		// interrupt ends the step that is running; nil while none may be interrupted.
 		interrupt context.CancelCauseFunc
+		// depose ends Run because another process took over; nil outside Run.
+		depose context.CancelCauseFunc
 	}
 }
 
@@ -57,7 +59,9 @@ func New(cfg Config) (*Migration, error) {
 
 // Run drives the migration until it is completed or cancelled (nil), fails (the error), or ctx is
 // done (its cause). It first asks both databases who owns the data, and undoes or finishes what an
-// earlier process left half done. It may be called again after it returned: a failed migration
+// earlier process left half done. While another process drives the migration it waits for
+// Settings.ClaimWait, and is refused with ErrDriven; when another one takes over it ends with
+// ErrDeposed. It may be called again after it returned: a failed migration
 // goes on at the step that failed. When ctx ends in the middle of a promotion, that is undone or
 // finished first, for at most Settings.Grace.
 func (m *Migration) Run(ctx context.Context) error {
@@ -65,14 +69,22 @@ func (m *Migration) Run(ctx context.Context) error {
 		return fmt.Errorf("migration %s is running already", m.cfg.Name)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	var monitor sync.WaitGroup
-	monitor.Go(func() { m.monitor(ctx) })
-	monitor.Go(func() { m.keepSequences(ctx) })
-
-	err := m.drive(ctx)
+	m.mu.Lock()
+	m.mu.depose = cancel
+	m.mu.Unlock()
+	var beside sync.WaitGroup
+	err := m.Claim(ctx)
+	if err == nil {
+		beside.Go(func() { m.keepClaims(ctx) })
+		beside.Go(func() { m.monitor(ctx) })
+		beside.Go(func() { m.keepSequences(ctx) })
+	}
+	err = m.drive(ctx, err)
 	m.stopLink()
 	cancel(nil)
-	monitor.Wait()
+	beside.Wait()
+	m.cfg.Source.Disclaim()
+	m.cfg.Target.Disclaim()
 	m.end()
 	return err
 }
@@ -92,14 +104,19 @@ func (m *Migration) begin() bool {
 func (m *Migration) end() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.mu.running = false
+	m.mu.running, m.mu.depose = false, nil
 	m.mu.live.waitingFor, m.mu.live.resting = "", false
 	m.changedLocked()
 }
 
-// drive makes one move after the other until none is left.
-func (m *Migration) drive(ctx context.Context) error {
-	err := m.wake()
+// drive makes one move after the other until none is left. err is that of the claim.
+func (m *Migration) drive(ctx context.Context, err error) error {
+	if errors.Is(err, ErrDriven) {
+		return err // it goes on elsewhere
+	}
+	if err == nil {
+		err = m.wake()
+	}
 	if err == nil {
 		err = m.reconcile(ctx)
 	}
@@ -424,9 +441,9 @@ func (m *Migration) changedLocked() {
 
 func (m *Migration) database(s Side) Database {
 	if s == Source {
-		return m.cfg.Source
+		return driven{m.cfg.Source, m}
 	}
-	return m.cfg.Target
+	return driven{m.cfg.Target, m}
 }
 
 // linkFrom returns the link that starts at a side; nil when there is none.

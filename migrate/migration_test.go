@@ -48,9 +48,14 @@ func inWorld(t *testing.T, f func(t bubble)) {
 
 func newBench(t testing.TB, w *world, change func(*Config)) *bench {
 	t.Helper()
+	return newBenchOn(t, w, 0, change)
+}
+
+func newBenchOn(t testing.TB, w *world, machine int, change func(*Config)) *bench {
+	t.Helper()
 	b := &bench{w: w, done: make(chan error, 1)}
-	p := &process{running: map[Side]bool{}}
-	w.proc, b.p = p, p
+	p := w.newProcess(machine, func(error) {})
+	b.p = p
 	cfg := Config{
 		Name: "shop", Source: database{w, p, w.db[Source]}, Target: database{w, p, w.db[Target]},
 		Forward: link{w, p, w.links[Source]}, Reverse: link{w, p, w.links[Target]}, Loader: loader{w, p},

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -44,7 +45,7 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		n /= 10
 	}
-	var total struct{ promotions, undone, kills atomic.Int64 }
+	var total struct{ promotions, undone, kills, rivals atomic.Int64 }
 	var next atomic.Uint64
 	var g errgroup.Group
 	for range runtime.GOMAXPROCS(0) {
@@ -62,6 +63,7 @@ func TestModel(t *testing.T) {
 				total.promotions.Add(int64(h.promotions))
 				total.undone.Add(int64(h.undone))
 				total.kills.Add(int64(h.kills))
+				total.rivals.Add(int64(h.rivals))
 			}
 		})
 	}
@@ -69,7 +71,7 @@ func TestModel(t *testing.T) {
 		t.Fatal(err)
 	}
 	promotions, undone, kills := total.promotions.Load(), total.undone.Load(), total.kills.Load()
-	t.Logf("%d histories: %d changes of owner, %d attempts undone, %d kills", n, promotions, undone, kills)
+	t.Logf("%d histories: %d changes of owner, %d attempts undone, %d kills, %d second engines", n, promotions, undone, kills, total.rivals.Load())
 	if promotions < int64(n) || undone < int64(n/10) || kills < int64(n/2) {
 		t.Errorf("the histories are too tame to mean anything")
 	}
@@ -91,6 +93,7 @@ var mutations = map[string]func(*Migration){
 	"the new gate stays closed":              func(m *Migration) { noop(m, "open-gate") },
 	"the fence is not armed":                 func(m *Migration) { noop(m, "arm") },
 	"the old link is left running":           func(m *Migration) { noop(m, "switch-link") },
+	"two engines do not know of each other":  unclaimed,
 }
 
 func TestModelCatches(t *testing.T) {
@@ -107,6 +110,13 @@ func TestModelCatches(t *testing.T) {
 			}
 			t.Errorf("%d histories did not notice", most)
 		})
+	}
+}
+
+// unclaimed lets any number of engines drive one migration.
+func unclaimed(m *Migration) {
+	if db, ok := m.cfg.Source.(database); ok {
+		db.w.unclaimed = true
 	}
 }
 
@@ -158,46 +168,62 @@ func play(t *testing.T, seed uint64, mutate func(*Migration)) *world {
 type history struct {
 	w      *world
 	mutate func(*Migration)
-	phase  Phase // of the present engine
 }
 
 // newEngine is a fresh process on what survived.
-func (h *history) newEngine(t *testing.T, kill context.CancelCauseFunc) *Migration {
+func (h *history) newEngine(t *testing.T, machine int, kill context.CancelCauseFunc) (*Migration, *process) {
 	t.Helper()
 	w := h.w
-	p := &process{kill: kill, running: map[Side]bool{}}
+	p := w.newProcess(machine, kill)
+	phase, err := PhaseOf(journal{w, p})
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.mu.Lock()
-	w.proc = p
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	if len(w.journals[1-machine]) > 0 && phase.Final() && (w.db[Source].row.Epoch > 0 || w.db[Target].row.Epoch > 0) {
+		w.journals[machine] = nil // that one is over, and somebody else began another of the same name
+		w.note("machine %d begins a new journal", machine)
+	}
+	seen := &witness{w: w, p: p}
 	set := Settings{
 		AutoApprove: w.rng.IntN(3) > 0, LagBytes: 50, LagSamples: 1 + w.rng.IntN(3), Headroom: int64(1 + w.rng.IntN(5)),
 		Attempts: 1 + w.rng.IntN(3), Sample: 700 * time.Millisecond, Sequences: 2 * time.Second, ReadSteps: []int{10, 100}, ReadWatch: 300 * time.Millisecond,
-		ProofAge: time.Duration(1+w.rng.IntN(100)) * time.Second,
+		ProofAge: time.Duration(1+w.rng.IntN(100)) * time.Second, ClaimWait: time.Duration(1+w.rng.IntN(200)) * time.Second,
 	}
+	w.mu.Unlock()
 	m, err := New(Config{
 		Name: "model", Source: database{w, p, w.db[Source]}, Target: database{w, p, w.db[Target]},
 		Forward: link{w, p, w.links[Source]}, Reverse: link{w, p, w.links[Target]}, Loader: loader{w, p},
 		Verifier: verifier{w, p}, Router: router{w, p}, Journal: journal{w, p}, Settings: set,
 		Retryable: func(err error) bool { return errors.Is(err, errFault) },
-		Events:    h.observe,
+		Events:    seen.observe,
 	})
+	w.mu.Lock()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if h.mutate != nil {
 		h.mutate(m)
 	}
-	h.phase = m.Status().Phase
-	return m
+	seen.phase = m.Status().Phase
+	return m, p
+}
+
+// A witness holds what an engine says against what is true.
+type witness struct {
+	w     *world
+	p     *process
+	phase Phase
 }
 
 // observe asserts what an event promises.
-func (h *history) observe(e Event) {
+func (h *witness) observe(e Event) {
 	w := h.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if e.Type != eventProgress {
-		w.note("%s %s", e.Phase, e.Message)
+		w.note("engine %d: %s %s", h.p.machine, e.Phase, e.Message)
 	}
 	if e.Type == eventPhase {
 		recovered := e.Phase == Promoted || e.Phase == RolledBack || e.Phase.Final() // the databases knew more than the journal
@@ -208,6 +234,9 @@ func (h *history) observe(e Event) {
 	}
 	if e.Type == eventPhase && e.Data["undone"] == true {
 		w.undone++
+		if !w.drives(h.p) {
+			return // what it took back is not what is there now
+		}
 		o := w.owner()
 		if o != "" && w.db[o].row.Epoch > 0 && !w.db[o].row.GateOpen && !w.lateClosed {
 			w.fail("undone, and the %s is still fenced", o)
@@ -218,23 +247,49 @@ func (h *history) observe(e Event) {
 	}
 }
 
-// life is one process from its start to its death, with an operator who disturbs it.
+// life is one process from its start to its death, with an operator who disturbs it, and sometimes
+// with a second one on another machine that somebody started meanwhile.
 func (h *history) life(t *testing.T) {
 	t.Helper()
 	w := h.w
 	w.faults = []float64{0.005, 0.02, 0.08}[w.rng.IntN(3)]
-	if w.rng.IntN(4) == 0 { // the disk lost what was written last
-		w.journal = w.journal[:len(w.journal)-min(len(w.journal), w.rng.IntN(30))]
-		w.note("journal cut to %d", len(w.journal))
+	machine := 0
+	if w.rng.IntN(5) == 0 {
+		machine = 1
 	}
+	if w.rng.IntN(4) == 0 { // the disk lost what was written last
+		j := &w.journals[machine]
+		*j = (*j)[:len(*j)-min(len(*j), w.rng.IntN(30))]
+		w.note("journal %d cut to %d", machine, len(*j))
+	}
+	var both sync.WaitGroup
+	if w.rng.IntN(3) == 0 {
+		w.rivals++
+		after := time.Duration(w.rng.Int64N(int64(30 * time.Second)))
+		both.Go(func() {
+			time.Sleep(after)
+			h.engine(t, 1-machine)
+		})
+	}
+	h.engine(t, machine)
+	both.Wait()
+	synctest.Wait()
+}
+
+// engine runs a process until its operator or a fault ends it.
+func (h *history) engine(t *testing.T, machine int) {
+	t.Helper()
+	w := h.w
+	ctx, kill := context.WithCancelCause(t.Context())
+	defer kill(nil)
+	m, p := h.newEngine(t, machine, kill)
+	w.mu.Lock()
 	verbs := []Verb{Approve, Promote, Promote, Rollback, Rollback, Pause, Resume, Resume, Approve, Complete, Cancel}
 	if w.rng.IntN(4) > 0 {
 		verbs = verbs[:len(verbs)-2] // the end comes too early otherwise
 	}
 	commands := w.rng.IntN(12)
-	ctx, kill := context.WithCancelCause(t.Context())
-	defer kill(nil)
-	m := h.newEngine(t, kill)
+	w.mu.Unlock()
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
@@ -250,18 +305,20 @@ func (h *history) life(t *testing.T) {
 			break
 		}
 		w.mu.Lock()
-		w.note("operator: %s", v)
+		w.note("operator %d: %s", machine, v)
 		w.mu.Unlock()
 		_ = m.Do(ctx, Command{Verb: v, Actor: "model"})
 	}
 	w.mu.Lock()
 	if w.rng.IntN(3) > 0 {
-		w.die(w.proc)
+		w.die(p)
 	}
 	w.mu.Unlock()
 	kill(errors.New("stop")) // otherwise a graceful one
 	<-over
-	synctest.Wait()
+	w.mu.Lock()
+	p.dead = true
+	w.mu.Unlock()
 }
 
 // endsWithin waits for d and reports whether over closed first.
@@ -286,8 +343,12 @@ func (h *history) settle(t *testing.T) {
 	}
 	ctx, kill := context.WithTimeoutCause(t.Context(), 20*time.Minute, errors.New("stuck"))
 	defer kill()
-	m := h.newEngine(t, func(error) {})
-	w.note("settle in phase %s", m.Status().Phase)
+	machine := 0
+	if w.rng.IntN(4) == 0 {
+		machine = 1
+	}
+	m, _ := h.newEngine(t, machine, func(error) {})
+	w.note("settle on machine %d in phase %s", machine, m.Status().Phase)
 
 	before := w.changes()
 	for round := 0; w.changes() < before+3; round++ {

@@ -152,7 +152,7 @@ func (m *Migration) undo(ctx context.Context, a *attempt, rows []step) (passed b
 	return false, nil
 }
 
-// insist repeats until it works. The error is errPassed or the end of ctx.
+// insist repeats until it works. The error is errPassed, ErrDeposed or the end of ctx.
 func (m *Migration) insist(ctx context.Context, st step, run func(*Migration, context.Context, *attempt) error, a *attempt) error {
 	defer m.trouble(nil)
 	retry := pause{min: 100 * time.Millisecond, max: 5 * time.Second}
@@ -160,7 +160,7 @@ func (m *Migration) insist(ctx context.Context, st step, run func(*Migration, co
 		once, cancel := context.WithTimeoutCause(ctx, st.Budget, &budgetError{step: st.Name, budget: st.Budget})
 		err := run(m, once, a)
 		cancel()
-		if err == nil || errors.Is(err, errPassed) {
+		if err == nil || errors.Is(err, errPassed) || errors.Is(err, ErrDeposed) {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -274,6 +274,9 @@ func (m *Migration) prepareOpposite(ctx context.Context, a *attempt) error {
 	if a.opposite == nil {
 		return nil
 	}
+	if err := m.stillDrives(ctx); err != nil {
+		return err
+	}
 	return a.opposite.Prepare(ctx, a.epoch)
 }
 
@@ -297,7 +300,11 @@ func (m *Migration) dropLeftover(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Settings.Budgets.Own)
 	defer cancel()
-	if err := m.leftover.Drop(ctx); err != nil {
+	err := m.stillDrives(ctx)
+	if err == nil {
+		err = m.leftover.Drop(ctx)
+	}
+	if err != nil {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "prepared link not dropped yet", slog.Any("err", err))
 		return
 	}
@@ -419,6 +426,9 @@ func (m *Migration) switchLink(ctx context.Context, a *attempt) error {
 	m.stopLink()
 	if a.link == nil {
 		return nil
+	}
+	if err := m.stillDrives(ctx); err != nil {
+		return err
 	}
 	return a.link.Drop(ctx)
 }

@@ -55,6 +55,9 @@ func (m *Migration) install(ctx context.Context, _ *attempt) error {
 }
 
 func (m *Migration) createTables(ctx context.Context, _ *attempt) error {
+	if err := m.stillDrives(ctx); err != nil {
+		return err
+	}
 	return m.cfg.Loader.CreateTables(ctx)
 }
 
@@ -63,6 +66,9 @@ func (m *Migration) armTarget(ctx context.Context, _ *attempt) error {
 }
 
 func (m *Migration) load(ctx context.Context, _ *attempt) error {
+	if err := m.stillDrives(ctx); err != nil {
+		return err
+	}
 	m.update(func(l *live) { l.tables = nil })
 	sum, err := m.cfg.Loader.Load(ctx, func(p TableProgress) {
 		m.update(func(l *live) {
@@ -291,11 +297,14 @@ func (m *Migration) dropReverse(ctx context.Context, _ *attempt) error {
 	if m.cfg.Reverse == nil {
 		return nil
 	}
+	if err := m.stillDrives(ctx); err != nil {
+		return err
+	}
 	return m.cfg.Reverse.Drop(ctx)
 }
 
 func (m *Migration) uninstallOwner(ctx context.Context, _ *attempt) error {
-	return m.cfg.Target.Uninstall(ctx)
+	return m.database(Target).Uninstall(ctx)
 }
 
 func (m *Migration) leadToTarget(ctx context.Context, _ *attempt) error {
@@ -316,6 +325,9 @@ func (m *Migration) leadToSource(ctx context.Context, _ *attempt) error {
 
 func (m *Migration) dropLinks(ctx context.Context, _ *attempt) error {
 	m.stopLink()
+	if err := m.stillDrives(ctx); err != nil {
+		return err
+	}
 	err := m.cfg.Forward.Drop(ctx)
 	if m.cfg.Reverse != nil {
 		err = errors.Join(err, m.cfg.Reverse.Drop(ctx))
@@ -325,8 +337,8 @@ func (m *Migration) dropLinks(ctx context.Context, _ *attempt) error {
 
 // uninstall frees the application first: what is left after a crash is on the target.
 func (m *Migration) uninstall(ctx context.Context, _ *attempt) error {
-	if err := m.cfg.Source.Uninstall(ctx); err != nil {
+	if err := m.database(Source).Uninstall(ctx); err != nil {
 		return err
 	}
-	return m.cfg.Target.Uninstall(ctx)
+	return m.database(Target).Uninstall(ctx)
 }

@@ -24,14 +24,17 @@ type world struct {
 	rng    *rand.Rand
 	faults float64 // probability that a call fails
 	blind  bool    // the verifier sees nothing, so that every other safeguard must hold alone
-	proc   *process
+	procs  []*process
+	// unclaimed takes the protection against a second engine away.
+	unclaimed bool
 
-	db      map[Side]*fakeDB
-	links   map[Side]*linkState // by origin
-	route   Side
-	held    bool
-	routed  int64 // epoch of the last Release
-	journal [][]byte
+	db     map[Side]*fakeDB
+	links  map[Side]*linkState // by origin
+	route  Side
+	held   bool
+	routed int64 // epoch of the last Release
+	// journals are those of two machines; on the second one an engine knows less, or nothing.
+	journals [2][][]byte
 
 	acked      map[int64]bool // ids of writes that a client was told are committed
 	late       []lateEffect
@@ -39,7 +42,7 @@ type world struct {
 	violation  error
 	trace      []string
 
-	promotions, undone, kills int
+	promotions, undone, kills, rivals int
 }
 
 // A process is one life of an engine.
@@ -47,6 +50,26 @@ type process struct {
 	dead    bool
 	kill    context.CancelCauseFunc
 	running map[Side]bool // links
+	machine int
+	claimed map[Side]int64 // its token in each database
+	stands  time.Time      // it does nothing before: stopped, or its machine is
+}
+
+// newProcess begins a life on a machine.
+func (w *world) newProcess(machine int, kill context.CancelCauseFunc) *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := &process{kill: kill, running: map[Side]bool{}, machine: machine, claimed: map[Side]int64{}}
+	w.procs = slices.DeleteFunc(w.procs, func(p *process) bool { return p.dead })
+	w.procs = append(w.procs, p)
+	return p
+}
+
+// A seat is what a database knows of the process that drives it.
+type seat struct {
+	holder *process      // has the session lock
+	lost   chan struct{} // of the holder's session
+	token  int64         // of the last claim
 }
 
 type lateEffect struct {
@@ -78,6 +101,7 @@ type fakeDB struct {
 	rows   map[int64]bool
 	log    []logEntry
 	txs    []*fakeTx
+	seat   seat
 }
 
 type linkState struct {
@@ -214,15 +238,18 @@ func (w *world) write(d *fakeDB, tx *fakeTx) {
 
 // applySome lets the running links apply a few entries.
 func (w *world) applySome() {
-	if w.proc == nil || w.proc.dead {
-		return
-	}
-	if w.proc.running[Source] && w.proc.running[Target] {
-		w.fail("both links run at once")
+	runs := map[Side]bool{}
+	for _, p := range w.procs {
+		for side := range p.running {
+			runs[side] = runs[side] || p.running[side] && !p.dead && !p.stands.After(time.Now())
+		}
+		if p.running[Source] && p.running[Target] {
+			w.fail("both links run at once")
+		}
 	}
 	for _, side := range []Side{Source, Target} {
 		l := w.links[side]
-		if !w.proc.running[side] || !l.prepared {
+		if !runs[side] || !l.prepared {
 			continue
 		}
 		from, to := w.db[l.from], w.db[l.to]
@@ -278,6 +305,19 @@ func (w *world) call(ctx context.Context, p *process, name string, lateable bool
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.faults > 0 && !p.dead && w.rng.Float64() < w.faults/4 {
+		p.stands = time.Now().Add(time.Duration(w.rng.Int64N(int64(2 * time.Minute))))
+		w.note("engine %d stands still at %s", p.machine, name)
+		if w.rng.IntN(3) > 0 { // its sessions do not survive that
+			w.cutOff(p)
+		}
+	}
+	for !p.dead && p.stands.After(time.Now()) { // it does not see its context end either
+		d := time.Until(p.stands)
+		w.mu.Unlock()
+		time.Sleep(d)
+		w.mu.Lock()
+	}
 	if p.dead {
 		return errDead
 	}
@@ -287,9 +327,11 @@ func (w *world) call(ctx context.Context, p *process, name string, lateable bool
 		w.check()
 		return err
 	}
-	kind := w.rng.IntN(8)
+	kind := w.rng.IntN(9)
 	w.note("fault %d at %s", kind, name)
 	switch kind {
+	case 8: // its session locks go with their connections
+		w.cutOff(p)
 	case 0, 1: // request lost
 	case 2: // reply lost
 		_ = effect()
@@ -324,8 +366,25 @@ func (w *world) die(p *process) {
 		w.kills++
 		p.dead = true
 		p.running = map[Side]bool{}
+		p.stands = time.Time{}
 		p.kill(errDead)
+		w.cutOff(p)
 	}
+}
+
+// cutOff ends the sessions that hold a process's claims.
+func (w *world) cutOff(p *process) {
+	for _, d := range w.db {
+		if d.seat.holder == p {
+			close(d.seat.lost)
+			d.seat.holder, d.seat.lost = nil, nil
+		}
+	}
+}
+
+// drives reports whether nobody has replaced a process.
+func (w *world) drives(p *process) bool {
+	return w.unclaimed || w.db[Source].seat.token == p.claimed[Source] && w.db[Target].seat.token == p.claimed[Target]
 }
 
 // poll repeats cond, letting the world go on, until it holds or ctx ends.
@@ -336,6 +395,7 @@ func (w *world) poll(ctx context.Context, p *process, cond func() bool) error {
 			w.mu.Unlock()
 			return errDead
 		}
+		stands := time.Until(p.stands)
 		w.step(3)
 		ok := cond()
 		d := time.Duration(1 + w.rng.IntN(200_000_000))
@@ -343,6 +403,10 @@ func (w *world) poll(ctx context.Context, p *process, cond func() bool) error {
 			d /= 100
 		}
 		w.mu.Unlock()
+		if stands > 0 {
+			time.Sleep(stands)
+			continue
+		}
 		if ok {
 			return nil
 		}
@@ -359,13 +423,61 @@ type database struct {
 	d *fakeDB
 }
 
+// Claim is two round trips to the database in the session that holds the lock.
+func (h database) Claim(ctx context.Context) (lost <-chan struct{}, err error) {
+	err = h.w.call(ctx, h.p, "claim", false, func() error {
+		at := &h.d.seat
+		if h.w.unclaimed {
+			return nil
+		}
+		switch {
+		case at.holder != nil && at.holder != h.p:
+			return ErrDriven
+		case at.holder == h.p:
+		case h.p.claimed[h.d.side] == at.token && at.token != 0: // nobody came between
+			at.holder, at.lost = h.p, make(chan struct{})
+		case h.p.claimed[h.d.side] != 0:
+			return ErrDeposed
+		default:
+			at.holder, at.lost, at.token = h.p, make(chan struct{}), at.token+1
+			h.p.claimed[h.d.side] = at.token
+		}
+		lost = at.lost
+		return nil
+	})
+	return lost, err
+}
+
+func (h database) Disclaim() {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	if at := &h.d.seat; at.holder == h.p {
+		close(at.lost)
+		at.holder, at.lost = nil, nil
+	}
+	delete(h.p.claimed, h.d.side)
+}
+
+// ifDriven is an effect that a database refuses to a process that was replaced.
+func (h database) ifDriven(effect func() error) func() error {
+	h.w.mu.Lock()
+	mine := h.p.claimed[h.d.side]
+	h.w.mu.Unlock()
+	return func() error {
+		if h.d.seat.token != mine && !h.w.unclaimed {
+			return ErrDeposed
+		}
+		return effect()
+	}
+}
+
 func (h database) Install(ctx context.Context, name string, owner Side) error {
-	return h.w.call(ctx, h.p, "install", false, func() error {
+	return h.w.call(ctx, h.p, "install", false, h.ifDriven(func() error {
 		if h.d.row.Epoch == 0 {
 			h.d.row = Ownership{Migration: name, Epoch: 1, Owner: owner, GateOpen: owner == h.d.side}
 		}
 		return nil
-	})
+	}))
 }
 
 func (h database) Ownership(ctx context.Context) (o Ownership, err error) {
@@ -385,7 +497,7 @@ func (h database) Arm(ctx context.Context) error {
 
 func (h database) CloseGate(ctx context.Context) error {
 	var returned atomic.Bool
-	err := h.w.call(ctx, h.p, "close gate", true, func() error {
+	err := h.w.call(ctx, h.p, "close gate", true, h.ifDriven(func() error {
 		if h.d.row.Epoch == 0 {
 			return errors.New("not installed")
 		}
@@ -393,7 +505,7 @@ func (h database) CloseGate(ctx context.Context) error {
 		h.d.row.GateOpen = false
 		h.w.lateClosed = h.w.lateClosed || returned.Load()
 		return nil
-	})
+	}))
 	returned.Store(true)
 	return err
 }
@@ -402,7 +514,7 @@ func (h database) OpenGate(ctx context.Context) error {
 	h.w.mu.Lock()
 	closes := h.d.closes
 	h.w.mu.Unlock()
-	return h.w.call(ctx, h.p, "open gate", true, func() error {
+	return h.w.call(ctx, h.p, "open gate", true, h.ifDriven(func() error {
 		switch {
 		case h.d.row.Epoch == 0:
 			return errors.New("not installed")
@@ -419,7 +531,7 @@ func (h database) OpenGate(ctx context.Context) error {
 		}
 		h.d.row.GateOpen = true
 		return nil
-	})
+	}))
 }
 
 func (h database) WaitWriters(ctx context.Context, _ func([]Blocker)) error {
@@ -433,14 +545,14 @@ func (h database) WaitWriters(ctx context.Context, _ func([]Blocker)) error {
 }
 
 func (h database) Signal(ctx context.Context, nonce string) error {
-	return h.w.call(ctx, h.p, "signal", true, func() error {
+	return h.w.call(ctx, h.p, "signal", true, h.ifDriven(func() error {
 		h.d.log = append(h.d.log, logEntry{nonce: nonce})
 		return nil
-	})
+	}))
 }
 
 func (h database) Own(ctx context.Context, epoch int64, owner Side) error {
-	return h.w.call(ctx, h.p, "own", true, func() error {
+	return h.w.call(ctx, h.p, "own", true, h.ifDriven(func() error {
 		row := &h.d.row
 		switch {
 		case row.Epoch == 0:
@@ -461,7 +573,7 @@ func (h database) Own(ctx context.Context, epoch int64, owner Side) error {
 		row.Epoch, row.Owner = epoch, owner
 		h.d.log = append(h.d.log, logEntry{epoch: epoch})
 		return nil
-	})
+	}))
 }
 
 func (h database) Sequences(ctx context.Context) (seqs []Sequence, err error) {
@@ -480,13 +592,13 @@ func (h database) SetSequences(ctx context.Context, seqs []Sequence, headroom in
 }
 
 func (h database) Uninstall(ctx context.Context) error {
-	return h.w.call(ctx, h.p, "uninstall", false, func() error {
+	return h.w.call(ctx, h.p, "uninstall", false, h.ifDriven(func() error {
 		if h.w.owner() != h.d.side { // writers who wait there are no part of the migration any more
 			h.d.txs = nil
 		}
 		h.d.row, h.d.armed = Ownership{}, false
 		return nil
-	})
+	}))
 }
 
 // link is one engine's hold on a linkState.
@@ -520,6 +632,17 @@ func (h link) Run(ctx context.Context) error {
 		h.w.mu.Unlock()
 		return errors.New("link is not prepared")
 	}
+	for h.w.busy(h.l.from, h.p) { // the server lets one session use a slot
+		h.w.mu.Unlock()
+		if err := backoff.Sleep(ctx, time.Second); err != nil {
+			return err
+		}
+		h.w.mu.Lock()
+	}
+	if h.p.dead {
+		h.w.mu.Unlock()
+		return errDead
+	}
 	h.p.running[h.l.from] = true
 	dies := h.w.faults > 0 && h.w.rng.IntN(20) == 0
 	after := time.Duration(h.w.rng.Int64N(int64(20 * time.Second)))
@@ -537,6 +660,11 @@ func (h link) Run(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return context.Cause(ctx)
+}
+
+// busy reports whether another live process runs the link from a side.
+func (w *world) busy(from Side, but *process) bool {
+	return slices.ContainsFunc(w.procs, func(p *process) bool { return p != but && !p.dead && p.running[from] && !p.stands.After(time.Now()) })
 }
 
 func (h link) Lag(ctx context.Context) (lag Lag, err error) {
@@ -558,6 +686,9 @@ func (h link) Drop(ctx context.Context) error {
 	return h.w.call(ctx, h.p, "drop", false, func() error {
 		if h.p.running[h.l.from] {
 			h.w.fail("link from the %s dropped while it runs", h.l.from)
+		}
+		if h.w.busy(h.l.from, h.p) {
+			return errors.New("slot is active")
 		}
 		h.l.prepared = false
 		return nil
@@ -691,13 +822,13 @@ func (h journal) Append(b []byte) error {
 	} else if f < h.w.faults/4 {
 		return errors.New("disk full")
 	}
-	h.w.journal = append(h.w.journal, slices.Clone(b))
+	h.w.journals[h.p.machine] = append(h.w.journals[h.p.machine], slices.Clone(b))
 	return nil
 }
 
 func (h journal) Scan(fn func([]byte) error) error {
 	h.w.mu.Lock()
-	records := slices.Clone(h.w.journal)
+	records := slices.Clone(h.w.journals[h.p.machine])
 	h.w.mu.Unlock()
 	for _, r := range records {
 		if err := fn(r); err != nil {

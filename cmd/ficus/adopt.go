@@ -25,6 +25,9 @@ func (e *engine) adopt(ctx context.Context, store *eventstore.Store, log *slog.L
 	if err != nil || !copied {
 		return err
 	}
+	if err := e.migration.Claim(ctx); err != nil { // another one may be at work
+		return err
+	}
 	name := e.job.playbook.Name
 	err = e.forward.Adopt(ctx, 0)
 	switch {

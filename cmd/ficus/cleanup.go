@@ -70,6 +70,11 @@ func (a *app) cleanAll(ctx context.Context, dsns []string, force bool) error {
 			return err
 		}
 	}
+	for _, l := range all {
+		if err := l.claim(ctx); err != nil && !force {
+			return err
+		}
+	}
 	removed := 0
 	for _, l := range all {
 		n, err := a.cleanup(ctx, l)
@@ -176,6 +181,15 @@ func (l *leftovers) refuse(given []*leftovers) error {
 			"give both --source and --target; or run the same ficus command again, which finishes or undoes it")
 	}
 	return nil
+}
+
+// claim keeps every other ficus away from a database while it is cleaned.
+func (l *leftovers) claim(ctx context.Context) error {
+	_, err := l.db.Claim(ctx)
+	if errors.Is(err, migrate.ErrDriven) {
+		return hint.Wrap(fmt.Errorf("clean %s: %w", l.dsn, err), "ficus cancel or ficus complete ends its migration; --force cuts it off")
+	}
+	return err
 }
 
 // cleanup removes everything from one database and returns how many objects that were.

@@ -22,5 +22,12 @@
 // The ownership row moves only upwards (see [Database.Own]): two attempts at one epoch cannot both
 // win, whichever process makes them and however late a lost request arrives.
 //
+// # The driver
+//
+// One process at a time drives a migration. It holds an advisory lock in a session of its own in each
+// database, and a token in ficus.driver. Everything that moves ownership, gate or schema compares
+// the token in its own transaction, under a share lock of the row: a process that was cut off, or
+// stood still while another one took over, is refused whatever it does later (see [Database.Claim]).
+//
 // A Database is safe for concurrent use.
 package fence

@@ -88,10 +88,10 @@ func (d *Database) OpenGate(ctx context.Context) error {
 // flushed with its transaction's commit, which is synchronous here whatever the role's default is.
 func (d *Database) moveGate(ctx context.Context, change func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', true), pg_advisory_xact_lock(hashtext('ficus.gate'))`); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('ficus.gate'))`); err != nil {
+		if err := d.stillMine(ctx, tx); err != nil {
 			return err
 		}
 		return change(tx)

@@ -7,6 +7,7 @@ package fence
 //	ficus.gate       sequence; last_value even: open, odd: closed. Read by every fenced statement.
 //	                 It only ever rises, so a request to open it that comes late finds another value
 //	                 than it was made for.
+//	ficus.driver     one row: the token of the process that drives the migration, see Claim.
 //	ficus.signal     one row at most: the last nonce. In the publication.
 //	ficus.fence()    the trigger function; trigger ficus_fence on every moved table.
 //	ficus.progress   one row per incoming link; belongs to sync/apply.
@@ -63,9 +64,11 @@ type Database struct {
 	cfg  Config
 	pool *pgxpool.Pool
 
-	mu struct {
+	claiming sync.Mutex // held while a claim is made or given up
+	mu       struct {
 		sync.Mutex
 		scope Scope
+		claim *claim // nil: this process did not claim the database
 	}
 }
 
@@ -104,7 +107,10 @@ func New(ctx context.Context, cfg Config) (*Database, error) {
 }
 
 // Close ends all sessions.
-func (d *Database) Close() { d.pool.Close() }
+func (d *Database) Close() {
+	d.Disclaim()
+	d.pool.Close()
+}
 
 // Install implements [migrate.Database].
 func (d *Database) Install(ctx context.Context, migration string, owner migrate.Side) error {
@@ -123,6 +129,9 @@ func (d *Database) Install(ctx context.Context, migration string, owner migrate.
 		tag, err := tx.Exec(ctx, `INSERT INTO ficus.ownership (migration, self, epoch, owner) VALUES ($1, $2, 1, $3) ON CONFLICT DO NOTHING`,
 			migration, d.cfg.Self, owner)
 		if err != nil {
+			return err
+		}
+		if err := d.enter(ctx, tx); err != nil {
 			return err
 		}
 		if tag.RowsAffected() == 1 {
@@ -152,6 +161,7 @@ CREATE TABLE IF NOT EXISTS ficus.ownership (
 	owner      text NOT NULL,
 	changed_at timestamptz NOT NULL DEFAULT now()
 );
+` + driverSQL + `;
 CREATE SEQUENCE IF NOT EXISTS ficus.gate MINVALUE 0 START 0;
 CREATE TABLE IF NOT EXISTS ficus.signal (
 	nonce text PRIMARY KEY,
@@ -178,8 +188,41 @@ GRANT SELECT ON ficus.gate, ficus.ownership TO PUBLIC;
 `
 
 // Uninstall implements [migrate.Database]. Tables lose their triggers one by one, with short lock
-// time-outs; the schema goes last, so an interrupted Uninstall can be repeated.
+// time-outs; the schema goes last, so an interrupted Uninstall can be repeated. Meanwhile no other
+// process can claim the database.
 func (d *Database) Uninstall(ctx context.Context) error {
+	if d.token() == "" {
+		return d.uninstall(ctx)
+	}
+	return pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		var there bool
+		if err := tx.QueryRow(ctx, `SELECT to_regclass('ficus.driver') IS NOT NULL`).Scan(&there); err != nil {
+			return d.wrap("remove the fence", err)
+		}
+		if !there {
+			return d.uninstall(ctx)
+		}
+		if err := d.stillMine(ctx, tx); err != nil {
+			return d.wrap("remove the fence", err)
+		}
+		if err := d.disarm(ctx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DROP SCHEMA IF EXISTS ficus CASCADE`)
+		return d.wrap("remove schema ficus", err)
+	})
+}
+
+func (d *Database) uninstall(ctx context.Context) error {
+	if err := d.disarm(ctx); err != nil {
+		return err
+	}
+	_, err := d.pool.Exec(ctx, `DROP SCHEMA IF EXISTS ficus CASCADE`)
+	return d.wrap("remove schema ficus", err)
+}
+
+// disarm removes the triggers.
+func (d *Database) disarm(ctx context.Context) error {
 	fenced, err := d.fenced(ctx)
 	if err != nil {
 		return d.wrap("remove the fence", err)
@@ -189,8 +232,7 @@ func (d *Database) Uninstall(ctx context.Context) error {
 			return d.wrap("remove the fence from "+t, err)
 		}
 	}
-	_, err = d.pool.Exec(ctx, `DROP SCHEMA IF EXISTS ficus CASCADE`)
-	return d.wrap("remove schema ficus", err)
+	return nil
 }
 
 // fenced lists the tables that carry the trigger, as quoted names.

@@ -31,6 +31,9 @@ func (d *Database) Own(ctx context.Context, epoch int64, owner migrate.Side) err
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
 			return err
 		}
+		if err := d.stillMine(ctx, tx); err != nil {
+			return err
+		}
 		tag, err := tx.Exec(ctx, `UPDATE ficus.ownership SET epoch = $1, owner = $2, changed_at = now() WHERE epoch < $1`, epoch, owner)
 		if err != nil || tag.RowsAffected() == 1 {
 			return err
@@ -51,6 +54,9 @@ func (d *Database) Own(ctx context.Context, epoch int64, owner migrate.Side) err
 // Signal implements [migrate.Database].
 func (d *Database) Signal(ctx context.Context, nonce string) error {
 	err := pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		if err := d.stillMine(ctx, tx); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `DELETE FROM ficus.signal`); err != nil {
 			return err
 		}

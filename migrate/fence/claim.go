@@ -1,0 +1,255 @@
+package fence
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/migrate"
+)
+
+// A claim is the session that keeps other processes out, and what it put into ficus.driver.
+type claim struct {
+	conn  *pgx.Conn
+	self  string // names the session among all that the server ever had
+	token string
+	lost  chan struct{}
+	end   context.CancelFunc // ends the watch over conn, which closes it
+	done  chan struct{}      // closed when it has ended
+}
+
+const (
+	// lockDriver takes the session lock, and says who has it when somebody has. Its key is two
+	// numbers, so that it meets no other lock of ours.
+	lockDriver = `SELECT pg_try_advisory_lock(hashtext('ficus'), hashtext('driver'))`
+	whoDrives  = `
+		SELECT l.pid, ` + sessionName + `, coalesce(host(a.client_addr), 'the same machine') || ', session ' || l.pid || coalesce(', since ' || to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ'), '')
+		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+		AND l.classid = (hashtext('ficus')::bigint & 4294967295)::oid AND l.objid = (hashtext('driver')::bigint & 4294967295)::oid
+		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+
+	sessionName = `a.pid || ' ' || a.backend_start`
+
+	// beat is how often the session of a claim is asked whether it is alive, beatTimeout how long it
+	// may take to answer.
+	beat        = 5 * time.Second
+	beatTimeout = 15 * time.Second
+)
+
+// Claim implements [migrate.Database].
+func (d *Database) Claim(ctx context.Context) (lost <-chan struct{}, err error) {
+	d.claiming.Lock()
+	defer d.claiming.Unlock()
+	if c := d.claimed(); c != nil {
+		select {
+		case <-c.lost:
+		default:
+			return c.lost, nil
+		}
+	}
+	c, err := d.newClaim(ctx)
+	if err != nil {
+		return nil, d.wrap("claim", err)
+	}
+	d.mu.Lock()
+	d.mu.claim = c
+	d.mu.Unlock()
+	return c.lost, nil
+}
+
+func (d *Database) newClaim(ctx context.Context) (_ *claim, err error) {
+	conn, err := d.cfg.DSN.Connect(ctx, "driver")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = conn.Close(context.WithoutCancel(ctx)) // nothing was done in it
+		}
+	}()
+	var got bool
+	if err := conn.QueryRow(ctx, lockDriver).Scan(&got); err != nil {
+		return nil, err
+	}
+	if !got {
+		return nil, driven(ctx, conn, d.claimed())
+	}
+	c := &claim{conn: conn, lost: make(chan struct{}), done: make(chan struct{}), token: newToken()}
+	if err := conn.QueryRow(ctx, `SELECT `+sessionName+` FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()`).Scan(&c.self); err != nil {
+		return nil, err
+	}
+	last := d.token()
+	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return c.succeed(ctx, tx, last) }); err != nil {
+		return nil, err
+	}
+	if last != "" {
+		c.token = last // nobody came between: what is on its way may still arrive
+	}
+	watch, end := context.WithCancel(context.WithoutCancel(ctx))
+	c.end = end
+	go c.watch(watch)
+	return c, nil
+}
+
+// succeed writes the token of a new claim, or makes sure that last, that of an earlier one of this
+// process, is still there. A database that is not installed has no place for it; Install writes it.
+func (c *claim) succeed(ctx context.Context, tx pgx.Tx, last string) error {
+	var installed bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('ficus.ownership') IS NOT NULL`).Scan(&installed); err != nil || !installed {
+		return err
+	}
+	if _, err := tx.Exec(ctx, driverSQL); err != nil {
+		return err
+	}
+	if last == "" {
+		_, err := tx.Exec(ctx, `INSERT INTO ficus.driver (token, who) VALUES ($1, $2)
+			ON CONFLICT (only_row) DO UPDATE SET token = excluded.token, who = excluded.who, since = now()`, c.token, whoAmI())
+		return err
+	}
+	var have, who string
+	err := tx.QueryRow(ctx, `SELECT token, who FROM ficus.driver`).Scan(&have, &who)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil // it was claimed before anything was installed
+	case err != nil:
+		return err
+	case have != last:
+		return fmt.Errorf("%w: %s", migrate.ErrDeposed, who)
+	}
+	return nil
+}
+
+// driven names who has the lock. That may be a session of our own, last, which broke on our side and
+// whose end the server has not noticed: then it is ended.
+func driven(ctx context.Context, conn *pgx.Conn, last *claim) error {
+	var pid int
+	var session *string
+	var who string
+	err := conn.QueryRow(ctx, whoDrives).Scan(&pid, &session, &who)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return errors.New("whoever had it has just gone")
+	case err != nil:
+		return errors.Join(migrate.ErrDriven, err)
+	case last != nil && session != nil && *session == last.self:
+		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
+			return err
+		}
+		return errors.New("an earlier session of this process is ending")
+	}
+	return fmt.Errorf("%w: from %s", migrate.ErrDriven, who)
+}
+
+// watch keeps an eye on the session until it is told to end it.
+func (c *claim) watch(ctx context.Context) {
+	defer close(c.done)
+	defer close(c.lost)
+	defer func() {
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), beat)
+		defer cancel()
+		_ = c.conn.Close(late) // the server ends it by itself otherwise
+	}()
+	for {
+		if backoff.Sleep(ctx, beat) != nil {
+			return
+		}
+		ping, cancel := context.WithTimeout(ctx, beatTimeout)
+		err := c.conn.Ping(ping)
+		cancel()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Disclaim implements [migrate.Database].
+func (d *Database) Disclaim() {
+	d.claiming.Lock()
+	defer d.claiming.Unlock()
+	d.mu.Lock()
+	c := d.mu.claim
+	d.mu.claim = nil
+	d.mu.Unlock()
+	if c != nil {
+		c.end()
+		<-c.done
+	}
+}
+
+func (d *Database) claimed() *claim {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.claim
+}
+
+// token is what this process put into ficus.driver; "" when it did not claim the database.
+func (d *Database) token() string {
+	if c := d.claimed(); c != nil {
+		return c.token
+	}
+	return ""
+}
+
+// stillMine makes a transaction fail when another process has claimed the database since, and the
+// other process wait until the transaction has ended. A Database that never claimed anything, as that of a
+// command which only looks or cleans up, passes.
+func (d *Database) stillMine(ctx context.Context, tx pgx.Tx) error {
+	mine := d.token()
+	if mine == "" {
+		return nil
+	}
+	var have, who string
+	err := tx.QueryRow(ctx, `SELECT token, who FROM ficus.driver FOR SHARE`).Scan(&have, &who)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("%w: schema ficus was made anew", migrate.ErrDeposed)
+	case err != nil:
+		return err
+	case have != mine:
+		return fmt.Errorf("%w: %s", migrate.ErrDeposed, who)
+	}
+	return nil
+}
+
+// enter puts the token of a claim that was made before schema ficus into it.
+func (d *Database) enter(ctx context.Context, tx pgx.Tx) error {
+	mine := d.token()
+	if mine == "" {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO ficus.driver (token, who) VALUES ($1, $2) ON CONFLICT DO NOTHING`, mine, whoAmI()); err != nil {
+		return err
+	}
+	return d.stillMine(ctx, tx)
+}
+
+func newToken() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // crypto/rand: never fails
+	return hex.EncodeToString(b)
+}
+
+// whoAmI names this process to people.
+func whoAmI() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "an unnamed machine"
+	}
+	return fmt.Sprintf("process %d on %s", os.Getpid(), host)
+}
+
+const driverSQL = `
+CREATE TABLE IF NOT EXISTS ficus.driver (
+	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+	token    text NOT NULL,
+	who      text NOT NULL,
+	since    timestamptz NOT NULL DEFAULT now()
+)`
