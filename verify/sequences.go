@@ -3,11 +3,13 @@ package verify
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/ficus-migrate/ficus/schema"
+	"github.com/ficus-migrate/ficus/transform"
 )
 
 // A SequenceReport says whether a sequence of the target is ahead of the source's: whether what it
@@ -24,7 +26,7 @@ func (s *Session) Sequences(ctx context.Context) ([]SequenceReport, error) {
 	var next [2]map[string]string
 	ahead := map[string]bool{}
 	err := both(func(sd side) (err error) {
-		next[sd], err = s.nodes[sd].nextValues(ctx, s.cfg.Sequences)
+		next[sd], err = s.nodes[sd].nextValues(ctx, s.wanted(sd))
 		return err
 	})
 	if err != nil {
@@ -53,32 +55,61 @@ func (s *Session) Sequences(ctx context.Context) ([]SequenceReport, error) {
 	}); err != nil {
 		return nil, s.nodes[target].fail("compare sequences", err)
 	}
+	moving := s.wanted(target).names
 	out := make([]SequenceReport, 0, len(s.cfg.Sequences))
 	for _, q := range s.cfg.Sequences {
 		n := q.Name.String()
-		if next[source][n] != "" { // else it was dropped meanwhile
+		if next[source][n] != "" && slices.Contains(moving, n) { // else it was dropped meanwhile
 			out = append(out, SequenceReport{Sequence: q.Name, Source: next[source][n], Target: next[target][n], Ahead: ahead[n]})
 		}
 	}
 	return out, nil
 }
 
-// nextValues reads what the sequences that exist here would give out next.
-func (n *node) nextValues(ctx context.Context, sequences []schema.Sequence) (map[string]string, error) {
-	names := make([]string, len(sequences))
-	for i, q := range sequences {
-		names[i] = q.Name.String()
+// A wanted sequence goes by its name, or by the column of a renamed table that it serves.
+type wanted struct{ names, tables, columns []string }
+
+func (s *Session) wanted(sd side) (w wanted) {
+	for _, q := range s.cfg.Sequences {
+		table, column := "", ""
+		if m := s.renamed(q.OwnerTable); m != nil && sd == target {
+			for _, c := range m.Columns {
+				if c.Source == q.OwnerColumn {
+					table, column = m.Target.String(), c.Target
+				}
+			}
+			if column == "" { // the column does not move, nor does its sequence
+				continue
+			}
+		}
+		w.names, w.tables, w.columns = append(w.names, q.Name.String()), append(w.tables, table), append(w.columns, column)
 	}
-	rows, err := n.control.Query(ctx, `SELECT n, s.seqincrement FROM unnest($1::text[]) n JOIN pg_sequence s ON s.seqrelid = to_regclass(n)`, names)
+	return w
+}
+
+// renamed returns the mapping of a table that a rule reshapes, or nil.
+func (s *Session) renamed(name *schema.Name) *transform.Mapping {
+	for _, t := range s.tables {
+		if name != nil && t.m.Source.Name == *name && t.m.Reshaped() {
+			return t.m
+		}
+	}
+	return nil
+}
+
+// nextValues reads what the sequences that exist here would give out next, by the source's names.
+func (n *node) nextValues(ctx context.Context, w wanted) (map[string]string, error) {
+	rows, err := n.control.Query(ctx, `SELECT w.n, s.seqrelid::regclass::text, s.seqincrement FROM unnest($1::text[], $2::text[], $3::text[]) AS w(n, t, c)
+		JOIN pg_sequence s ON s.seqrelid = to_regclass(CASE WHEN t = '' THEN n ELSE pg_get_serial_sequence(t, c) END)`, w.names, w.tables, w.columns)
 	if err != nil {
 		return nil, n.fail("find sequences", err)
 	}
 	var queries []string
-	var name string
+	var name, relation string
 	var increment int64
-	if _, err = pgx.ForEachRow(rows, []any{&name, &increment}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&name, &relation, &increment}, func() error {
 		queries = append(queries, fmt.Sprintf("SELECT %s, (last_value + CASE WHEN is_called THEN %d::numeric ELSE 0 END)::text FROM %s",
-			schema.QuoteLiteral(name), increment, name))
+			schema.QuoteLiteral(name), increment, relation))
 		return nil
 	}); err != nil {
 		return nil, n.fail("find sequences", err)
