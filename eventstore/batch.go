@@ -13,12 +13,13 @@ import (
 // writer: one batch at a time, used by one goroutine, from NewBatch to Commit. The writer that
 // abandons a batch with spills in it calls DropSpilled for each in the next.
 //
-// The methods copy what they are given. The first mistake is kept, and returned by Commit.
+// The methods but Append copy what they are given. The first mistake is kept, and returned by Commit.
 type Batch struct {
-	stream *Stream
-	b      *pebble.Batch
-	head   change.LSN // that the stream will have
-	err    error
+	stream  *Stream
+	b       *pebble.Batch
+	records []record   // that readers will see
+	head    change.LSN // that the stream will have
+	err     error
 }
 
 // NewBatch returns an empty batch.
@@ -31,7 +32,8 @@ func (st *Stream) NewBatch() *Batch {
 	return b
 }
 
-// Append adds a chunk of whole transactions, the last of which ends at end. Ends only grow.
+// Append adds a chunk of whole transactions, the last of which ends at end. Ends only grow. The chunk
+// is given away: readers get it as it is, and nobody may change it any more.
 func (b *Batch) Append(end change.LSN, chunk []byte) {
 	if !b.advance(end) {
 		return
@@ -41,6 +43,7 @@ func (b *Batch) Append(end change.LSN, chunk []byte) {
 	op.Value[0] = valueChunk
 	copy(op.Value[1:], chunk)
 	b.fail(op.Finish())
+	b.records = append(b.records, record{end: end, chunk: chunk})
 }
 
 // Spill adds the next chunk of a large transaction that has not committed yet. Any number may be
@@ -113,6 +116,7 @@ func (b *Batch) commitSpill(xid uint32, end change.LSN, reserved bool, first []b
 	b.fail(b.b.Set(keys.at(tagCommitted, end), append(ref, u32(sp.chunks)...), nil))
 	b.fail(b.b.Set(keys.at(tagLarge, end), u64(sp.id), nil))
 	b.fail(b.b.Delete(keys.key(tagOpen, u64(sp.id)), nil))
+	b.records = append(b.records, record{end: end, large: spillRef{sp.id, sp.chunks}})
 }
 
 // DropSpilled removes what was spilled of a transaction that will not commit here; nothing happens
@@ -189,6 +193,7 @@ func (b *Batch) commit() {
 	defer st.mu.Unlock()
 	if b.head > st.mu.head {
 		st.mu.head = b.head
+		st.mu.recent.add(b.records)
 		st.wakeLocked()
 	}
 }

@@ -18,7 +18,7 @@ import (
 // larger than what is stored.
 //
 // It fails when a record of a large transaction without a piece is taken for one: take the test of
-// its count away in Reader.read; when touched keys are cut without a look at their length.
+// its count away in Reader.record; when touched keys are cut without a look at their length.
 func FuzzDamage(f *testing.F) {
 	own, err := newPrefix(famStream, "orders")
 	if err != nil {

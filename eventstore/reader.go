@@ -1,6 +1,7 @@
 package eventstore
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,10 +12,14 @@ import (
 	"github.com/ficus-migrate/ficus/change"
 )
 
+// readAhead is how much a reader takes from the database at a time. An iterator costs as much as
+// reading a chunk does, and many chunks are small.
+const readAhead = 1 << 20
+
 // A Chunk is framed messages of one or many whole transactions, or a piece of one large one.
 type Chunk struct {
 	End  change.LSN // end of the last transaction in it
-	Data []byte     // see change.NextFrame; valid until the next call of Next
+	Data []byte     // see change.NextFrame; for good, but shared: nobody changes it
 	// Spilled marks a piece of a large transaction. Its pieces follow one another with the same
 	// End; messages are never split between them, and the commit is the last message of the last.
 	Spilled bool
@@ -24,13 +29,13 @@ type Chunk struct {
 type Reader struct {
 	stream *Stream
 	pos    change.LSN // End of the last whole chunk that was returned
-	buf    []byte
+	ahead  []Chunk    // what comes next, as far as it was read already
 
-	// The large transaction that is being returned, while next < count.
+	// The large transaction that is being read, while next < count.
 	large struct {
-		end         change.LSN
-		id          uint64
-		next, count uint32
+		spillRef
+		end  change.LSN
+		next uint32
 	}
 }
 
@@ -93,20 +98,36 @@ func (r *Reader) Next(ctx context.Context) (Chunk, error) {
 	st := r.stream
 	for {
 		st.mu.Lock()
-		head, wake, stopped := st.mu.head, st.mu.wake, st.mu.stopped
+		head, tail, wake, stopped := st.mu.head, st.mu.tail, st.mu.wake, st.mu.stopped
+		newest, ok := st.mu.recent.next(r.pos)
 		st.mu.Unlock()
-		if stopped != nil {
+		switch {
+		case stopped != nil:
 			return Chunk{}, fmt.Errorf("read stream %q: %w", st.name, stopped)
-		}
-		if ctx.Err() != nil {
+		case ctx.Err() != nil:
 			return Chunk{}, context.Cause(ctx)
-		}
-		if r.large.next < r.large.count || head > r.pos {
-			return r.fetch()
-		}
-		select {
-		case <-ctx.Done():
-		case <-wake:
+		case r.pos < tail: // whatever was read, something before it is gone
+			return Chunk{}, errTrimmed(st.name, r.pos, tail)
+		case len(r.ahead) > 0:
+			return r.take(), nil
+		case r.inLarge():
+			if err := r.load(r.pieces); err != nil {
+				return Chunk{}, err
+			}
+		case ok && newest.large.count == 0:
+			r.pos = newest.end
+			return Chunk{End: newest.end, Data: newest.chunk}, nil
+		case ok:
+			r.enter(newest)
+		case head > r.pos:
+			if err := r.load(r.records); err != nil {
+				return Chunk{}, err
+			}
+		default:
+			select {
+			case <-ctx.Done():
+			case <-wake:
+			}
 		}
 	}
 }
@@ -114,89 +135,117 @@ func (r *Reader) Next(ctx context.Context) (Chunk, error) {
 // Close ends the reader. A reader holds nothing open between calls, so that one which stands still
 // keeps neither memory nor files from being freed.
 func (r *Reader) Close() error {
-	r.buf = nil
+	r.ahead = nil
 	return nil
 }
 
-func (r *Reader) fetch() (Chunk, error) {
+func (r *Reader) inLarge() bool { return r.large.next < r.large.count }
+
+// take returns the first chunk of ahead.
+func (r *Reader) take() Chunk {
+	c := r.ahead[0]
+	r.ahead[0] = Chunk{} // lest the array keeps the data
+	r.ahead = r.ahead[1:]
+	if !c.Spilled || len(r.ahead) == 0 && !r.inLarge() {
+		r.pos = c.End
+	}
+	return c
+}
+
+// enter begins with the pieces of a large transaction.
+func (r *Reader) enter(rec record) {
+	r.large.end, r.large.spillRef, r.large.next = rec.end, rec.large, 0
+}
+
+// load fills ahead from the database. What was read before an error counts; who comes back meets the
+// error again.
+func (r *Reader) load(read func(*pebble.DB) error) error {
 	st := r.stream
 	if err := st.enter(); err != nil {
-		return Chunk{}, err
+		return err
 	}
 	defer st.store.leave()
-
-	c, err := r.read(st.store.db)
+	err := read(st.store.db)
+	if err == nil || len(r.ahead) > 0 {
+		return nil
+	}
 	st.mu.Lock()
 	tail := st.mu.tail
 	st.mu.Unlock()
-	switch {
-	case r.pos < tail: // whatever was read, something before it is gone
-		return Chunk{}, errTrimmed(st.name, r.pos, tail)
-	case err != nil:
-		return Chunk{}, fmt.Errorf("read stream %q after %s: %w", st.name, r.pos, err)
-	case r.large.next == r.large.count:
-		r.pos = c.End
+	if r.pos < tail {
+		return errTrimmed(st.name, r.pos, tail)
 	}
-	return c, nil
+	return fmt.Errorf("read stream %q after %s: %w", st.name, r.pos, err)
 }
 
-// read returns what comes after pos, or the next piece of the large transaction under way.
-func (r *Reader) read(db *pebble.DB) (Chunk, error) {
-	if r.large.next < r.large.count {
-		return r.piece(db)
-	}
+// records reads what comes after pos, up to the next large transaction.
+func (r *Reader) records(db *pebble.DB) error {
 	_, end := span(r.stream.keys.key(tagCommitted))
-	key, value, err := r.first(db, &pebble.IterOptions{
-		LowerBound: r.stream.keys.at(tagCommitted, r.pos+1), UpperBound: end,
-	})
-	if err != nil {
-		return Chunk{}, err
-	}
-	switch at := tailLSN(key); {
-	case len(key) != len(r.stream.keys)+9:
-		return Chunk{}, fmt.Errorf("malformed key %x", key)
-	case len(value) > 0 && value[0] == valueChunk:
-		return Chunk{End: at, Data: value[1:]}, nil
-	case len(value) == 13 && value[0] == valueSpill:
-		r.large.end, r.large.id = at, binary.BigEndian.Uint64(value[1:])
-		r.large.next, r.large.count = 0, binary.BigEndian.Uint32(value[9:])
-		if r.large.count == 0 {
-			return Chunk{}, fmt.Errorf("malformed record at %s: a large transaction without a piece", at)
+	size := 0
+	err := scan(db, &pebble.IterOptions{LowerBound: r.stream.keys.at(tagCommitted, r.pos+1), UpperBound: end}, func(k, v []byte) error {
+		rec, err := r.record(k, v)
+		if err != nil {
+			return err
 		}
-		return r.piece(db)
+		if rec.large.count > 0 {
+			r.enter(rec)
+			return errStop
+		}
+		r.ahead = append(r.ahead, Chunk{End: rec.end, Data: rec.chunk})
+		if size += len(v) + recordOverhead; size >= readAhead {
+			return errStop
+		}
+		return nil
+	})
+	if err == nil && len(r.ahead) == 0 && !r.inLarge() {
+		return errMissing
+	}
+	return err
+}
+
+// errMissing says that something is not where the stream has it.
+var errMissing = errors.New("record is missing")
+
+// record reads what stands under a key of tagCommitted. The chunk is a copy.
+func (r *Reader) record(key, value []byte) (record, error) {
+	rec := record{end: tailLSN(key)}
+	switch {
+	case len(key) != len(r.stream.keys)+9:
+		return record{}, fmt.Errorf("malformed key %x", key)
+	case len(value) > 0 && value[0] == valueChunk:
+		rec.chunk = append([]byte{}, value[1:]...)
+	case len(value) == 13 && value[0] == valueSpill:
+		rec.large = spillRef{binary.BigEndian.Uint64(value[1:]), binary.BigEndian.Uint32(value[9:])}
+		if rec.large.count == 0 {
+			return record{}, fmt.Errorf("malformed record at %s: a large transaction without a piece", rec.end)
+		}
 	default:
-		return Chunk{}, fmt.Errorf("malformed record at %s", at)
+		return record{}, fmt.Errorf("malformed record at %s", rec.end)
 	}
+	return rec, nil
 }
 
-func (r *Reader) piece(db *pebble.DB) (Chunk, error) {
-	key := r.stream.keys.spill(r.large.id, r.large.next)
-	_, value, err := r.first(db, within(key))
+// pieces reads on in the large transaction.
+func (r *Reader) pieces(db *pebble.DB) error {
+	l, keys := &r.large, r.stream.keys
+	_, end := span(keys.key(tagSpill, u64(l.id)))
+	size, before := 0, l.next
+	err := scan(db, &pebble.IterOptions{LowerBound: keys.spill(l.id, l.next), UpperBound: end}, func(k, v []byte) error {
+		if !bytes.Equal(k, keys.spill(l.id, l.next)) {
+			return errMissing
+		}
+		r.ahead = append(r.ahead, Chunk{End: l.end, Data: append([]byte{}, v...), Spilled: true})
+		l.next++
+		if size += len(v) + recordOverhead; size >= readAhead || !r.inLarge() {
+			return errStop
+		}
+		return nil
+	})
+	if err == nil && l.next == before {
+		err = errMissing
+	}
 	if err != nil {
-		return Chunk{}, fmt.Errorf("piece %d of %d of the transaction that ends at %s: %w",
-			r.large.next+1, r.large.count, r.large.end, err)
+		err = fmt.Errorf("piece %d of %d of the transaction that ends at %s: %w", l.next+1, l.count, l.end, err)
 	}
-	r.large.next++
-	return Chunk{End: r.large.end, Data: value, Spilled: true}, nil
-}
-
-// first returns the first key in the range and its value, copied to the reader's buffer.
-func (r *Reader) first(db *pebble.DB, o *pebble.IterOptions) (key, value []byte, err error) {
-	it, err := db.NewIter(o)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	if !it.First() {
-		return nil, nil, errors.Join(errors.New("record is missing"), it.Error())
-	}
-	v, err := it.ValueAndErr()
-	if err != nil {
-		return nil, nil, err
-	}
-	if cap(r.buf) > 8*max(len(v), 1<<20) { // one giant must not stay in memory for ever
-		r.buf = nil
-	}
-	r.buf = append(r.buf[:0], v...)
-	return append([]byte{}, it.Key()...), r.buf, nil
+	return err
 }

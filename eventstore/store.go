@@ -53,6 +53,10 @@ type Config struct {
 	// CacheBytes bounds the block cache. Default 32 MiB: readers go forward and mostly read what
 	// is still in memory, so a large cache would only hold what nobody reads twice.
 	CacheBytes int64
+	// RecentBytes bounds the newest chunks of each stream that are kept for readers who keep up with
+	// it: they need not ask the storage engine. Default 8 MiB: what a source sends in a few
+	// tenths of a second.
+	RecentBytes int
 
 	// Fatal is called, on whatever goroutine, when the disk is full. It ends the process, after saying
 	// why; the error has a hint. Nobody can say any more what of the last writes is durable, but what
@@ -69,6 +73,8 @@ type Config struct {
 type Store struct {
 	db   *pebble.DB
 	lock *pebble.Lock
+
+	recentBytes int // see Config
 
 	mu struct {
 		sync.Mutex
@@ -108,7 +114,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open event store in %s: %w", cfg.Dir, errors.Join(err, lock.Close()))
 	}
-	s := &Store{db: db, lock: lock}
+	s := &Store{db: db, lock: lock, recentBytes: cmp.Or(cfg.RecentBytes, 8<<20)}
 	s.mu.streams = map[string]*Stream{}
 	s.mu.buckets = map[string]*Bucket{}
 	if err := s.checkLayout(); err != nil {

@@ -32,6 +32,7 @@ type Stream struct {
 	mu    struct {
 		sync.Mutex
 		tail, head, durable change.LSN
+		recent              recent
 		stopped             error         // ErrClosed or ErrDropped
 		wake                chan struct{} // closed and replaced whenever head or stopped changes
 		spills              map[uint32]*spill
@@ -90,6 +91,7 @@ func (s *Store) openStream(name string) (*Stream, error) {
 		return nil, err
 	}
 	st := &Stream{store: s, name: name, keys: keys}
+	st.mu.recent.limit = s.recentBytes
 	st.mu.wake = make(chan struct{})
 	st.mu.spills = map[uint32]*spill{}
 
@@ -119,6 +121,7 @@ func (s *Store) openStream(name string) (*Stream, error) {
 	}
 	st.mu.tail = tailLSN(tail)
 	st.mu.head = max(st.mu.tail, tailLSN(head))
+	st.mu.recent.after = st.mu.head
 	st.mu.durable = st.mu.head // a log that Pebble replays becomes tables, synced, before Open returns
 	return st, nil
 }
@@ -292,7 +295,14 @@ func (st *Stream) Trim(upTo change.LSN) error {
 
 func (st *Stream) trim(upTo change.LSN) error {
 	db := st.store.db
-	from, _ := span(st.keys.key(tagCommitted))
+	st.mu.Lock()
+	before := st.mu.tail
+	st.mu.Unlock()
+	if upTo <= before {
+		return nil
+	}
+	// From where the Trim before ended: range deletes that overlap are cut into pieces by every reader.
+	from := st.keys.at(tagCommitted, before+1)
 	k, err := last(db, &pebble.IterOptions{LowerBound: from, UpperBound: st.keys.at(tagCommitted, upTo+1)})
 	if err != nil || k == nil {
 		return err
@@ -301,12 +311,7 @@ func (st *Stream) trim(upTo change.LSN) error {
 
 	b := db.NewBatch()
 	defer func() { _ = b.Close() }() // a batch in memory: closing only returns it to its pool
-	large := &pebble.IterOptions{LowerBound: st.keys.key(tagLarge), UpperBound: st.keys.at(tagLarge, tail+1)}
-	err = scan(db, large, func(_, id []byte) error {
-		lower, upper := span(st.keys.key(tagSpill, id))
-		return b.DeleteRange(lower, upper, nil)
-	})
-	if err != nil {
+	if err := st.trimLarge(b, before, tail); err != nil {
 		return err
 	}
 	if err := st.trimPins(b, tail); err != nil {
@@ -314,15 +319,25 @@ func (st *Stream) trim(upTo change.LSN) error {
 	}
 	err = errors.Join(
 		b.DeleteRange(from, st.keys.at(tagCommitted, tail+1), nil),
-		b.DeleteRange(large.LowerBound, large.UpperBound, nil),
 		b.Set(st.keys.key(tagTail), u64(uint64(tail)), nil))
 	if err != nil {
 		return err
 	}
 	st.mu.Lock() // before the chunks are gone: a reader that misses one finds the reason here
 	st.mu.tail = tail
+	st.mu.recent.forget(tail)
 	st.mu.Unlock()
 	return b.Commit(pebble.NoSync)
+}
+
+// trimLarge removes the large transactions that end after before, and not after tail.
+func (st *Stream) trimLarge(b *pebble.Batch, before, tail change.LSN) error {
+	return scan(st.store.db, &pebble.IterOptions{
+		LowerBound: st.keys.at(tagLarge, before+1), UpperBound: st.keys.at(tagLarge, tail+1),
+	}, func(k, id []byte) error {
+		lower, upper := span(st.keys.key(tagSpill, id))
+		return errors.Join(b.DeleteRange(lower, upper, nil), b.Delete(k, nil))
+	})
 }
 
 // trimPins removes each pinned value that a newer one, still before tail, has replaced.

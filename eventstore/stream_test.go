@@ -21,10 +21,16 @@ import (
 // open opens a store on a file system in memory; nil: one of its own.
 func open(t testing.TB, files *vfs.MemFS) *Store {
 	t.Helper()
+	return openKeeping(t, files, 0)
+}
+
+// openKeeping is open with Config.RecentBytes: readers of 1 always ask the database.
+func openKeeping(t testing.TB, files *vfs.MemFS, recentBytes int) *Store {
+	t.Helper()
 	if files == nil {
 		files = vfs.NewMem()
 	}
-	s, err := Open(Config{Dir: "/data", FS: files})
+	s, err := Open(Config{Dir: "/data", FS: files, RecentBytes: recentBytes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,6 +366,40 @@ func TestTrim(t *testing.T) {
 	}
 	appendChunk(t, st, 40)
 	equal(t, "from the tail", drain(t, st, 30), []string{"40:chunk 40"})
+}
+
+// The Trims of a long life do not overlap: each begins where the one before ended. What is planted before
+// that is still there after the next.
+//
+// It fails when trim or trimLarge begins at the beginning.
+func TestTrimGoesOnWhereItEnded(t *testing.T) {
+	t.Parallel()
+	st := stream(t, open(t, nil))
+	large := func(xid uint32, end change.LSN) {
+		write(t, st, func(b *Batch) { b.Spill(xid, []byte("piece")); b.CommitSpilled(xid, end) })
+	}
+	appendChunk(t, st, 10)
+	large(1, 20)
+	appendChunk(t, st, 30)
+	if err := st.Trim(30); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range [][]byte{st.keys.at(tagCommitted, 5), st.keys.at(tagLarge, 20)} {
+		if err := st.store.db.Set(key, u64(99), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	large(2, 40)
+	appendChunk(t, st, 50)
+	for _, upTo := range []change.LSN{40, 30, 0, 50, 50} {
+		if err := st.Trim(upTo); err != nil {
+			t.Fatal(err)
+		}
+	}
+	equal(t, "tail", st.Info().Tail, change.LSN(50))
+	equal(t, "chunks", countKeys(t, st, tagCommitted), 1)
+	equal(t, "references", countKeys(t, st, tagLarge), 1)
+	equal(t, "pieces", countKeys(t, st, tagSpill), 0)
 }
 
 // It fails when Sync does not wait for the disk.

@@ -320,14 +320,13 @@ func (a *Applier) countDecided(ctx context.Context, w *writer) error {
 	return nil
 }
 
-// fetch passes on the chunks of the log, copied: the batches keep parts of them.
+// fetch passes on the chunks of the log. The batches keep parts of them.
 func fetch(ctx context.Context, reader logReader, chunks chan<- eventstore.Chunk) error {
 	for {
 		c, err := reader.Next(ctx)
 		if err != nil {
 			return err
 		}
-		c.Data = slices.Clone(c.Data)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

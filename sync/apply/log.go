@@ -22,7 +22,7 @@ type log interface {
 type logReader interface {
 	// Pins returns the relation messages that decoding the first chunk needs.
 	Pins() ([][]byte, error)
-	// Next waits for the next chunk, which is valid until the next call.
+	// Next waits for the next chunk, which nobody changes any more.
 	Next(ctx context.Context) (eventstore.Chunk, error)
 	Close() error
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/ficus-migrate/ficus/eventstore"
 )
 
-func openStream(t *testing.T) *eventstore.Stream {
+func openStream(t testing.TB) *eventstore.Stream {
 	t.Helper()
 	store, err := eventstore.Open(eventstore.Config{Dir: t.TempDir()})
 	if err != nil {

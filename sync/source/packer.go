@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -17,6 +18,8 @@ const (
 	chunkBytes = 256 << 10
 	// spillBytes is how much of one transaction is held in memory.
 	spillBytes = 1 << 20
+	// bufferBytes holds a chunk and the messages that do not belong to it any more.
+	bufferBytes = chunkBytes + 32<<10
 	// flushDelay bounds how long a transaction waits for others to share a write with.
 	flushDelay = 2 * time.Millisecond
 )
@@ -184,18 +187,33 @@ func (p *packer) flush() error {
 	if p.whole == 0 {
 		return nil
 	}
+	chunk := p.takeWhole()
 	n, err := p.write(func(b *eventstore.Batch) {
-		b.Append(p.last.End, p.buf[:p.whole])
+		b.Append(p.last.End, chunk)
 		b.Newest(p.last)
 	})
 	if err != nil {
 		return err
 	}
-	p.cut(p.whole)
-	p.whole, p.last = 0, eventstore.Newest{}
+	p.last = eventstore.Newest{}
 	p.flushed = time.Now()
 	p.settle(n)
 	return nil
+}
+
+// takeWhole removes the whole transactions from buf and returns them, to be given away: the buffer itself
+// where they fill it, and else a copy, so that what is kept of them takes no more room than they do.
+func (p *packer) takeWhole() []byte {
+	n := p.whole
+	p.whole = 0
+	if n < cap(p.buf)/2 {
+		chunk := bytes.Clone(p.buf[:n])
+		p.cut(n)
+		return chunk
+	}
+	chunk, rest := p.buf[:n:n], p.buf[n:]
+	p.buf = append(make([]byte, 0, max(bufferBytes, len(rest))), rest...)
+	return chunk
 }
 
 // keep appends a message of the open transaction, and spills when it becomes too large.
