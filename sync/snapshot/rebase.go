@@ -45,7 +45,7 @@ func (c *copier) rebase(ctx context.Context, pulse *pg.Pulse, dst *pgx.Conn, t *
 	if err != nil {
 		return "", err
 	}
-	defer closeSession(ctx, src)
+	defer closeSession(ctx, src.Conn)
 	tx, err := dst.Begin(ctx)
 	if err != nil {
 		return "", err
@@ -80,12 +80,13 @@ func (c *copier) rebase(ctx context.Context, pulse *pg.Pulse, dst *pgx.Conn, t *
 //	ficus_keys  keys of rows that have to go
 //	ficus_rows  rows of finished pages that have to be stored
 type rebasing struct {
-	c        *copier
-	t        *table
-	kept     *manifest.Table
-	pulse    *pg.Pulse
-	src, dst *pgx.Conn
-	tx       pgx.Tx
+	c     *copier
+	t     *table
+	kept  *manifest.Table
+	pulse *pg.Pulse
+	src   *reader
+	dst   *pgx.Conn
+	tx    pgx.Tx
 }
 
 // stage fills the temporary tables.
@@ -104,7 +105,7 @@ func (r *rebasing) stage(ctx context.Context) error {
 	}
 	in := "COPY pg_temp.ficus_rows (" + columns + ") FROM STDIN WITH (FORMAT " + r.t.format + ")"
 	for _, p := range r.kept.Done {
-		if _, _, err := pump(ctx, r.src.PgConn(), r.dst.PgConn(), r.recent(p), in, &meter{table: &table{}}); err != nil {
+		if _, err := pump(ctx, r.src, r.dst.PgConn(), r.recent(p), in, &table{}); err != nil { // counted when it is replaced
 			return err
 		}
 	}

@@ -1,16 +1,13 @@
 package snapshot
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
@@ -43,7 +40,7 @@ func (c *copier) copyChunks(ctx context.Context, pulse *pg.Pulse, chunks <-chan 
 	if err != nil {
 		return err
 	}
-	defer closeSession(ctx, src)
+	defer closeSession(ctx, src.Conn)
 	dst, err := c.openTarget(ctx, pulse)
 	if err != nil {
 		return err
@@ -75,8 +72,9 @@ func (c *copier) copyChunks(ctx context.Context, pulse *pg.Pulse, chunks <-chan 
 }
 
 // openSource starts a session that reads the snapshot and nothing else.
-func (c *copier) openSource(ctx context.Context, pulse *pg.Pulse) (*pgx.Conn, error) {
-	conn, err := pulse.Connect(ctx, c.cfg.Source, "copy", wideReader,
+func (c *copier) openSource(ctx context.Context, pulse *pg.Pulse) (*reader, error) {
+	src := &reader{relay: newRelay()}
+	conn, err := pulse.Connect(ctx, c.cfg.Source, "copy", src.attach,
 		pg.Setting("row_security", "off"),         // an error instead of missing rows
 		pg.Setting("synchronize_seqscans", "off")) // keep the physical order
 	if err != nil {
@@ -91,7 +89,8 @@ func (c *copier) openSource(ctx context.Context, pulse *pg.Pulse) (*pgx.Conn, er
 		return nil, hint.Wrap(fmt.Errorf("read under snapshot %q: %w", c.cfg.Snapshot, err),
 			"the session that exported the snapshot has ended: start the copy again, under a new snapshot")
 	}
-	return conn, nil
+	src.Conn = conn
+	return src, nil
 }
 
 // openTarget starts a session that fires no triggers and does not wait for the disk at each commit;
@@ -111,7 +110,7 @@ func (c *copier) openTarget(ctx context.Context, pulse *pg.Pulse) (*pgx.Conn, er
 }
 
 // copyChunk moves one chunk in one target transaction, which records it too.
-func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) error {
+func (c *copier) copyChunk(ctx context.Context, src *reader, dst *pgx.Conn, ch chunk) error {
 	t := ch.table
 	tx, err := dst.Begin(ctx)
 	if err != nil {
@@ -127,20 +126,19 @@ func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) er
 			return fmt.Errorf("empty the target's table: %w", targetError(err))
 		}
 	}
-	m := &meter{table: t}
-	sent, stored, err := pump(ctx, src.PgConn(), dst.PgConn(), ch.out, t.copyIn(), m)
+	m, err := pump(ctx, src, dst.PgConn(), ch.out, t.copyIn(), t)
 	if err != nil {
 		return err
 	}
-	if err := c.unmoved(ctx, src, ch); err != nil {
+	if err := c.unmoved(ctx, src.Conn, ch); err != nil {
 		return err
 	}
-	if sent != stored {
-		return hint.Wrap(fmt.Errorf("the source sent %d rows and the target stored %d", sent, stored),
+	if m.sent != m.stored {
+		return hint.Wrap(fmt.Errorf("the source sent %d rows and the target stored %d", m.sent, m.stored),
 			"a trigger on the target's table (ENABLE ALWAYS or REPLICA) leaves rows out: disable it for the copy")
 	}
 	if c.cfg.Link != "" {
-		ch.part.Rows, ch.part.Bytes = sent, m.total
+		ch.part.Rows, ch.part.Bytes = m.sent, m.bytes
 		if err := manifest.Finish(ctx, tx, c.cfg.Link, t.m.Source.Name, ch.part); err != nil {
 			return err
 		}
@@ -148,7 +146,7 @@ func (c *copier) copyChunk(ctx context.Context, src, dst *pgx.Conn, ch chunk) er
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit on the target: %w", err)
 	}
-	m.settle(sent)
+	src.relay.settle(m.sent)
 	return nil
 }
 
@@ -184,14 +182,6 @@ func flush(ctx context.Context, dst *pgx.Conn) error {
 		return fmt.Errorf("wait for the target's disk: %w", err)
 	}
 	return nil
-}
-
-// wideReader reads from the socket in large pieces. COPY sends a message for each row, and the
-// default buffer makes too many system calls of that.
-func wideReader(cfg *pgx.ConnConfig) {
-	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		return pgproto3.NewFrontend(bufio.NewReaderSize(r, bufferSize), w)
-	}
 }
 
 // closeSession ends a session, whatever it is doing, and waits until its connection is gone. It
