@@ -46,7 +46,7 @@ func (c copies) run(ctx context.Context, b *bench) (_ []*Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.compare(c.shape.goal, 0)
+	r.compare(c.shape.goal)
 	return []*Result{r}, nil
 }
 

@@ -46,7 +46,7 @@ func (pipe) run(ctx context.Context, b *bench) (_ []*Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.compare(0.95, 0)
+	r.compare(0.95)
 	return []*Result{r}, nil
 }
 

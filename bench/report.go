@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -74,7 +75,8 @@ func (r *Result) table() [][]string {
 		head = append(head, m.Name+", "+m.Unit)
 	}
 	if len(r.Ratios) > 0 {
-		head = append(head, "× ficus", "goal", "cpu × ficus")
+		base := cmp.Or(r.Base, ficusName)
+		head = append(head, "× "+base, "goal", "cpu × "+base)
 	}
 	rows := [][]string{head}
 	for _, c := range r.Contenders {
@@ -97,11 +99,7 @@ func (r *Result) ratioOf(name string) []string {
 		if x.Peer != name {
 			continue
 		}
-		goal := ""
-		if x.Goal > 0 {
-			goal = "≥ " + strconv.FormatFloat(x.Goal, 'g', -1, 64)
-		}
-		return []string{spreadText(x.Value, true), goal, spreadText(x.CPU, true)}
+		return []string{spreadText(x.Value, true), x.Goal, spreadText(x.CPU, true)}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ type Result struct {
 	Work       []string    `json:"work"` // what was done and how, sentences
 	Contenders []Contender `json:"contenders"`
 	Ratios     []Ratio     `json:"ratios"`
+	Base       string      `json:"base"` // what Ratios are to
 	Load       [2]string   `json:"load"` // the machine's load average before and after
 }
 
@@ -46,14 +47,15 @@ type Metric struct {
 	Value float64 `json:"value"`
 }
 
-// A Ratio compares two contenders round by round: how many times what Ficus needs its peer needs.
+// A Ratio compares two contenders round by round: how many times what the base needs a peer needs.
+// The base is Ficus, unless the Result says otherwise.
 type Ratio struct {
 	Peer string `json:"peer"`
 	// Value is of the first metric, CPU of the processor time of program and servers together, which
 	// depends less on what else the machine does.
 	Value stat.Spread `json:"value"`
 	CPU   stat.Spread `json:"cpu"`
-	Goal  float64     `json:"goal,omitempty"` // of Value, from docs; 0 for none
+	Goal  string      `json:"goal,omitempty"` // of Value, from docs
 }
 
 const (
@@ -131,30 +133,40 @@ func (r *Result) metrics() (list []Metric) {
 	return list
 }
 
-// compare fills in the ratio of every other contender to Ficus. goal is that against the best of those
-// that are no limits, toLimit that against those that are; 0 for none.
-func (r *Result) compare(goal, toLimit float64) {
-	at := slices.IndexFunc(r.Contenders, func(c Contender) bool { return c.Name == ficusName && len(c.Runs) > 0 })
-	if at < 0 {
+// compare fills in the ratio of every peer to Ficus. goal is that against the fastest of those that
+// are no limits; 0 for none.
+func (r *Result) compare(goal float64) {
+	ours := r.contender(ficusName)
+	if ours == nil {
 		return
 	}
-	ours, best := &r.Contenders[at], -1
-	first := ours.Runs[0].Metrics[0].Name
+	best := -1
 	for i := range r.Contenders {
 		c := &r.Contenders[i]
-		if i == at || c.Own || len(c.Runs) == 0 {
+		if c == ours || c.Own || len(c.Runs) == 0 {
 			continue
 		}
-		ratio := Ratio{Peer: c.Name, Value: stat.Ratio(c.byRound(first), ours.byRound(first)), CPU: stat.Ratio(c.byRound(cpuName), ours.byRound(cpuName))}
-		if c.Limit {
-			ratio.Goal = toLimit
-		}
-		r.Ratios = append(r.Ratios, ratio)
-		if n := len(r.Ratios) - 1; !c.Limit && (best < 0 || ratio.Value.Median < r.Ratios[best].Value.Median) {
+		r.Ratios = append(r.Ratios, ratio(c, ours))
+		if n := len(r.Ratios) - 1; !c.Limit && (best < 0 || r.Ratios[n].Value.Median < r.Ratios[best].Value.Median) {
 			best = n
 		}
 	}
-	if best >= 0 {
-		r.Ratios[best].Goal = goal
+	if best >= 0 && goal > 0 {
+		r.Ratios[best].Goal = "≥ " + number(goal)
 	}
+}
+
+// contender returns the one of that name, nil when it did not run.
+func (r *Result) contender(name string) *Contender {
+	i := slices.IndexFunc(r.Contenders, func(c Contender) bool { return c.Name == name && len(c.Runs) > 0 })
+	if i < 0 {
+		return nil
+	}
+	return &r.Contenders[i]
+}
+
+// ratio compares the first metric of two contenders that both ran.
+func ratio(c, base *Contender) Ratio {
+	first := base.Runs[0].Metrics[0].Name
+	return Ratio{Peer: c.Name, Value: stat.Ratio(c.byRound(first), base.byRound(first)), CPU: stat.Ratio(c.byRound(cpuName), base.byRound(cpuName))}
 }

@@ -25,6 +25,8 @@ func scenarios() []scenario {
 		copies{shapePgbench()},
 		copies{shapeShop()},
 		pipe{},
+		lag{},
+		network{},
 	}
 }
 

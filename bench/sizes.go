@@ -10,6 +10,8 @@ type sizes struct {
 	insertRows                                    int
 	mixedTransactions, mixedUpdates, mixedDeletes int
 	copyScale, shopRows, pipeRows                 int
+	lagRate, lagSeconds                           int
+	networkTransactions                           int
 }
 
 // A size is one of them as a flag.
@@ -30,6 +32,9 @@ func (s *sizes) all() []size {
 		{&s.copyScale, "copy-scale", "copy: pgbench's scale, 100,000 rows each", 50, 2},
 		{&s.shopRows, "shop-rows", "copy-shop: rows in all tables", 3_000_000, 60_000},
 		{&s.pipeRows, "pipe-rows", "pipe: rows of the table", 3_000_000, 100_000},
+		{&s.lagRate, "lag-rate", "lag: transactions a second", 1000, 200},
+		{&s.networkTransactions, "network-transactions", "network: transactions to catch up with", 100_000, 5_000},
+		{&s.lagSeconds, "lag-seconds", "lag: for how long, in each round", 60, 8},
 	}
 }
 

@@ -22,9 +22,7 @@ func workTPCB() work {
 		fill: func(ctx context.Context, b *bench, db string) error {
 			return b.pgbenchInit(ctx, b.Source, db, b.size.tpcbScale)
 		},
-		write: func(ctx context.Context, b *bench, db string) error {
-			return b.pgbench(ctx, b.Source, db, "-t", strconv.Itoa(max(1, b.size.tpcbTransactions/generators)))
-		},
+		write: func(ctx context.Context, b *bench, db string) error { return b.tpcb(ctx, db, b.size.tpcbTransactions) },
 	}
 }
 
@@ -98,9 +96,15 @@ func (b *bench) pgbenchInit(ctx context.Context, c *lab.Cluster, db string, scal
 	return err
 }
 
-// pgbench writes TPC-B transactions. They need not wait for the disk: who follows cannot tell.
-func (b *bench) pgbench(ctx context.Context, c *lab.Cluster, db string, args ...string) error {
-	args = append([]string{"-n", "-M", "prepared", "-c", strconv.Itoa(generators), "-j", "2"}, args...)
-	_, _, err := lab.Run(ctx, b.tools.pgbench, append(args, c.URL(db)+"&options=-csynchronous_commit%3Doff")...)
+// tpcb writes TPC-B transactions. They need not wait for the disk: who follows cannot tell.
+func (b *bench) tpcb(ctx context.Context, db string, transactions int) error {
+	_, err := b.pgbench(ctx, b.Source.URL(db)+"&options=-csynchronous_commit%3Doff", "-t", strconv.Itoa(max(1, transactions/generators)))
 	return err
+}
+
+// pgbench writes TPC-B transactions and returns what pgbench printed.
+func (b *bench) pgbench(ctx context.Context, url string, args ...string) (string, error) {
+	args = append([]string{"-n", "-M", "prepared", "-c", strconv.Itoa(generators), "-j", "2"}, args...)
+	said, _, err := lab.Run(ctx, b.tools.pgbench, append(args, url)...)
+	return said, err
 }

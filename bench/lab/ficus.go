@@ -19,9 +19,6 @@ type Ficus struct {
 	dir string
 }
 
-// Slot returns the name of the replication slot that the link reads.
-func (f *Ficus) Slot() string { return "ficus_" + f.Name + "_forward" }
-
 // Follow starts "ficus follow". Called again after the process has ended, it goes on where it was.
 func (f *Ficus) Follow(ctx context.Context, l *Lab) (*Process, error) {
 	if f.dir == "" {
