@@ -164,29 +164,13 @@ func load(ctx context.Context, conn *pgx.Conn, seed uint64) error {
 func TestNoFalseAlarmUnderLoad(t *testing.T) {
 	t.Parallel()
 	src, dst := pair(t, loadTables)
-	m := newMirror(t, src, dst)
+	m, stop := loaded(t, src, dst)
 	cfg := config(t, src, dst)
 	cfg.Follower, cfg.ChunkRows = m, 1000
 
-	ctx, stop := context.WithCancel(t.Context())
-	var load3 sync.WaitGroup
-	errs := make(chan error, 4)
-	for i := range 3 {
-		conn := src.Conn(t)
-		load3.Go(func() { errs <- load(ctx, conn, uint64(i)) })
-	}
-	load3.Go(func() { errs <- m.follow(ctx) })
-	defer func() {
-		stop()
-		load3.Wait()
-		for range 4 {
-			if err := <-errs; err != nil {
-				t.Error(err)
-			}
-		}
-	}()
-
-	for i := range 12 {
+	defer stop()
+	end := time.Now().Add(long(0))
+	for i := 0; i < 12 || time.Now().Before(end); i++ {
 		if cfg.Keys = nil; i%3 == 2 {
 			cfg.Keys = touched(map[string][][]string{"a": ids(1, 5000), "b": {nil}})
 		}
