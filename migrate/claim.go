@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -77,26 +76,23 @@ func (m *Migration) stillDrives(ctx context.Context) error {
 // keepClaims claims again what is lost with a session, until ctx is done. A process that finds a
 // successor ends.
 func (m *Migration) keepClaims(ctx context.Context) {
-	var sides sync.WaitGroup
-	for _, side := range []Side{Source, Target} {
-		sides.Go(func() { m.keepClaim(ctx, side) })
-	}
-	sides.Wait()
-}
-
-func (m *Migration) keepClaim(ctx context.Context, side Side) {
 	retry := pause{min: 100 * time.Millisecond, max: 5 * time.Second}
 	for {
-		once, cancel := context.WithTimeout(ctx, m.cfg.Settings.Budgets.Own)
-		lost, err := m.database(side).Claim(once)
-		cancel()
+		var lost [2]<-chan struct{}
+		var err error
+		for i, side := range []Side{Source, Target} {
+			once, cancel := context.WithTimeout(ctx, m.cfg.Settings.Budgets.Own)
+			l, e := m.database(side).Claim(once)
+			cancel()
+			lost[i], err = l, errors.Join(err, e)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, ErrDriven):
 			m.depose(fmt.Errorf("%w: %w", ErrDeposed, err))
 			return
-		case err != nil: // it does not answer, and lets nobody else in either
+		case err != nil: // what does not answer lets nobody else in either
 			if retry.wait(ctx) != nil {
 				return
 			}
@@ -106,7 +102,8 @@ func (m *Migration) keepClaim(ctx context.Context, side Side) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-lost:
+		case <-lost[0]:
+		case <-lost[1]:
 		}
 	}
 }

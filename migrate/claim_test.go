@@ -139,3 +139,40 @@ func claim(ctx context.Context, t testing.TB, b *bench, side Side) {
 		t.Fatal(err)
 	}
 }
+
+// TestStaleCancel: an engine that was asked to cancel comes back after another one has completed the
+// migration. The source's own row says that the target owns, so it stays fenced and clients stay where
+// they are.
+//
+// It fails when the wish in the journal counts more than the row: the model found that.
+func TestStaleCancel(t *testing.T) {
+	inWorld(t, func(t bubble) {
+		first := newBench(t, t.w, func(c *Config) { c.Settings.Until = Following })
+		first.start(t)
+		first.waitsFor(t, string(Promote))
+		stopped := errors.New("stopped")
+		first.stop(stopped)
+		if err := <-first.done; !errors.Is(err, stopped) {
+			t.Fatal(err)
+		}
+		if err := first.Do(t.Context(), Command{Verb: Cancel}); err != nil { // on record, for the next Run
+			t.Fatal(err)
+		}
+
+		other := second(t, t.w, nil)
+		other.start(t)
+		other.reach(t, Promoted)
+		other.must(t, Complete)
+
+		late := newBench(t, t.w, nil)
+		if err := late.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if row := t.w.db[Source].row; row.GateOpen || row.Owner != Target {
+			t.Errorf("the source: %+v", row)
+		}
+		if s := late.Status(); s.Phase != Completed {
+			t.Errorf("the late engine stands in %s", s.Phase)
+		}
+	})
+}

@@ -347,6 +347,11 @@ func (m *Migration) releaseBack(ctx context.Context, a *attempt) error {
 // journal may know a later epoch and refuse ours: epochs may have gaps, so a repeated call tries
 // the next one, and the attempt after this starts from there.
 func (m *Migration) lead(ctx context.Context, a *attempt, owner Side) error {
+	if a.ahead > 0 { // the later epoch may be that of an engine that replaced this one
+		if err := m.stillDrives(ctx); err != nil {
+			return err
+		}
+	}
 	if err := m.cfg.Router.Release(ctx, owner, a.epoch+a.ahead); err != nil {
 		a.ahead++
 		return err

@@ -169,11 +169,11 @@ func (m *Migration) reconcileBare(ctx context.Context, s state, found owners) er
 	early := s.phase == Pending || s.phase == Preparing
 	src, dst := found[Source], found[Target]
 	switch {
-	case s.wish == Cancel || s.wish == Complete:
+	case s.wish == Complete && dst.Owner != Source, s.wish == Cancel && src.Owner != Target:
 		return nil // it was being removed
 	case early && src.Owner != Target && dst.Owner != Target:
 		return nil // it was being installed, or will be
-	case src.installed() && src.Owner == Target:
+	case src.installed() && src.Owner == Target: // whatever else was asked for: another engine completed it
 		return m.emit(Event{Type: eventCommand, Actor: "recovery", Message: "complete: the target was freed already"}, fact{Verb: Complete}, nil)
 	case dst.installed() && dst.Owner == Source && !early:
 		return m.emit(Event{Type: eventCommand, Actor: "recovery", Message: "cancel: the source was freed already"}, fact{Verb: Cancel}, nil)

@@ -52,7 +52,7 @@ func (d *Database) Claim(ctx context.Context) (lost <-chan struct{}, err error) 
 		select {
 		case <-c.lost:
 		default:
-			return c.lost, nil
+			return c.lost, d.wrap("claim", d.unchanged(ctx, c))
 		}
 	}
 	c, err := d.newClaim(ctx)
@@ -99,6 +99,16 @@ func (d *Database) newClaim(ctx context.Context) (_ *claim, err error) {
 	return c, nil
 }
 
+// unchanged asks whether somebody claimed the database though our session has not ended for us.
+func (d *Database) unchanged(ctx context.Context, c *claim) error {
+	var there bool
+	err := d.pool.QueryRow(ctx, `SELECT to_regclass('ficus.driver') IS NOT NULL`).Scan(&there)
+	if err != nil || !there {
+		return err
+	}
+	return pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error { return c.succeed(ctx, tx, c.token) })
+}
+
 // succeed writes the token of a new claim, or makes sure that last, that of an earlier one of this
 // process, is still there. A database that is not installed has no place for it; Install writes it.
 func (c *claim) succeed(ctx context.Context, tx pgx.Tx, last string) error {
@@ -106,10 +116,10 @@ func (c *claim) succeed(ctx context.Context, tx pgx.Tx, last string) error {
 	if err := tx.QueryRow(ctx, `SELECT to_regclass('ficus.ownership') IS NOT NULL`).Scan(&installed); err != nil || !installed {
 		return err
 	}
-	if _, err := tx.Exec(ctx, driverSQL); err != nil {
-		return err
-	}
 	if last == "" {
+		if _, err := tx.Exec(ctx, driverSQL); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `INSERT INTO ficus.driver (token, who) VALUES ($1, $2)
 			ON CONFLICT (only_row) DO UPDATE SET token = excluded.token, who = excluded.who, since = now()`, c.token, whoAmI())
 		return err

@@ -72,6 +72,9 @@ func TestDeposed(t *testing.T) {
 	if n := db.Int(t, `SELECT count(*) FROM pg_trigger WHERE tgname = 'ficus_fence'`); n == 0 {
 		t.Error("a replaced process removed the triggers")
 	}
+	if _, err := first.Claim(ctx); !errors.Is(err, migrate.ErrDeposed) {
+		t.Errorf("Claim of a process that has not noticed: %v", err)
+	}
 	must(t, second.CloseGate(ctx))
 	if err := first.OpenGate(ctx); !errors.Is(err, migrate.ErrDeposed) {
 		t.Errorf("OpenGate of a replaced process: %v", err)
