@@ -224,6 +224,8 @@ func (p *Playbook) validate(file string) error {
 		return hint.Wrap(bad("target is missing"), "add --target postgresql://user@host/database")
 	case p.Follow.Ack != "stored" && p.Follow.Ack != "applied":
 		return bad("follow.ack is %q: want stored or applied", p.Follow.Ack)
+	case p.Follow.Verify != "no" && p.Follow.Verify != "live":
+		return bad("follow.verify is %q: want no or live", p.Follow.Verify)
 	case p.Follow.OnConflict != "stop" && p.Follow.OnConflict != "source-wins":
 		return bad("follow.on_conflict is %q: want stop or source-wins", p.Follow.OnConflict)
 	case p.Follow.DDL != "stop" && p.Follow.DDL != "safe":

@@ -70,6 +70,7 @@ type Follow struct {
 	MaxSourceWAL      Bytes     `yaml:"max_source_wal" json:"max_source_wal,omitempty" jsonschema:"description=How much WAL the owner may keep for the slot; default no limit"`
 	OnMaxSourceWAL    string    `yaml:"on_max_source_wal" json:"on_max_source_wal,omitempty" jsonschema:"description=What happens when it keeps more. alarm: it is said (default); pause-copy: besides the copy stands still until it is less than four fifths; drop-slot: the slot is dropped and the migration fails,enum=alarm,enum=pause-copy,enum=drop-slot"`
 	OnConflict        string    `yaml:"on_conflict" json:"on_conflict,omitempty" jsonschema:"description=What happens with a row that the target refuses because somebody else wrote there. stop: the link stops in front of it (default); source-wins: the target's rows are overruled and each decision is recorded in ficus.conflicts,enum=stop,enum=source-wins"`
+	Verify            string    `yaml:"verify" json:"verify,omitempty" jsonschema:"description=Whether all rows are compared again and again while following. no (default); live: gently and for ever with an alarm for rows that differ and for writes of others to the follower,enum=no,enum=live"`
 	Sequences         *Duration `yaml:"sequences" json:"sequences,omitempty" jsonschema:"description=How often the follower's sequences are moved to where the owner's stand; default 10s and 0 for never"`
 	NoReplicaIdentity bool      `yaml:"no_replica_identity" json:"no_replica_identity,omitempty" jsonschema:"description=Leave tables without a key as they are and move only their inserts"`
 }
@@ -118,6 +119,7 @@ func (p *Playbook) setDefaults() {
 	def(&p.Until, "promoted")
 	def(&p.Follow.Ack, "stored")
 	def(&p.Follow.OnConflict, "stop")
+	def(&p.Follow.Verify, "no")
 	if p.Follow.Sequences == nil {
 		p.Follow.Sequences = new(Duration(10 * time.Second))
 	}

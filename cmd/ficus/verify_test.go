@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,4 +72,35 @@ func TestVerifyDatabases(t *testing.T) {
 		t.Errorf("%v", out)
 	}
 	refused(t, dir, 2, "--apply without --repair", "", append(append([]string{"verify"}, pair(source.URL, target.URL)...), "--apply")...)
+}
+
+// A follower that is compared while it lives: what a stranger does to it becomes a warning, and what
+// the link does not. Catches: taking the link's transactions for a stranger's.
+func TestFollowLive(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i`)
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "live.yaml")
+	must(t, os.WriteFile(file, fmt.Appendf(nil, "name: live\nsource: %q\ntarget: %q\nfollow: {verify: live}\n", source.URL, target.URL), 0o600))
+	p := ficus(t, dir, "follow", "-f", file, "--name", nameFor(source), "--source", source.URL, "--target", target.URL, "--log-level", "info")
+	p.line("phase", map[string]any{"phase": "following"})
+	source.Exec(t, `INSERT INTO t SELECT i, 'w' FROM generate_series(1001, 1100) i; UPDATE t SET v = 'x' WHERE id < 50; DELETE FROM t WHERE id = 60`)
+	pgtest.Eventually(t, "a slot that watches the target", func() bool {
+		return target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()") == 1
+	})
+	pgtest.Eventually(t, "a pass", func() bool { return strings.Contains(p.stderr.String(), "every row looked at") })
+	if text := p.text(); strings.Contains(text, "somebody else") || strings.Contains(text, "rows differ") {
+		t.Errorf("a false alarm:\n%s", text)
+	}
+	target.Exec(t, `SET session_replication_role = replica; UPDATE t SET v = 'stranger' WHERE id = 7`)
+	pgtest.Eventually(t, "a warning", func() bool {
+		return strings.Contains(p.text(), "somebody else wrote to the target: update of public.t id=7")
+	})
+	if strings.Contains(p.text(), "stranger") {
+		t.Error("the warning shows a value")
+	}
+	p.stop(os.Interrupt)
+	if n := target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()"); n != 0 {
+		t.Errorf("%d slots left behind", n)
+	}
 }

@@ -335,6 +335,18 @@ func (j *job) settings(yes bool) migrate.Settings {
 // ends it only while nobody depends on it: the front door of a database that is in use stays open,
 // and the migration waits for "resume". failed is told of such a failure.
 func (e *engine) Run(ctx context.Context, failed func(error)) error {
+	if e.job.playbook.Follow.Verify == "live" {
+		live, stop := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() { // ends before Run does
+			defer close(done)
+			_ = e.verifier.watch(live) // it says itself what went wrong, and ends with live
+		}()
+		defer func() {
+			stop()
+			<-done
+		}()
+	}
 	if e.gateway == nil {
 		return e.migration.Run(ctx)
 	}

@@ -38,6 +38,7 @@ type verifier struct {
 	store  *eventstore.Store
 	log    *slog.Logger
 
+	turn    chan struct{}  // held by who holds the link
 	closing sync.WaitGroup // sessions that say goodbye
 	mu      struct {
 		sync.Mutex
@@ -71,7 +72,7 @@ func (v *verifier) unprove(owner migrate.Side) error {
 }
 
 func newVerifier(e *engine, cfg engineConfig) *verifier {
-	v := &verifier{engine: e, store: cfg.Store, log: cfg.Log.With(slog.String("part", "verify"))}
+	v := &verifier{engine: e, store: cfg.Store, log: cfg.Log.With(slog.String("part", "verify")), turn: make(chan struct{}, 1)}
 	v.mu.ready = map[migrate.Side]*verify.Session{}
 	return v
 }
@@ -123,7 +124,7 @@ func interruptedByDDL(err error) bool {
 func (v *verifier) exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
 	began := v.changes()
 	cfg, l := v.config(owner)
-	cfg.Follower, cfg.Progress = l, progress
+	cfg.Follower, cfg.Progress = turns{l, v.turn}, progress
 	report, err := verify.Run(ctx, cfg)
 	if v.changes() != began {
 		return migrate.Proof{}, errors.Join(errDDLMeanwhile, err)
@@ -153,7 +154,7 @@ func (v *verifier) Delta(ctx context.Context, owner migrate.Side, fenced bool) (
 	if fenced {
 		return v.fencedDelta(ctx, owner, cfg, keys)
 	}
-	cfg.Follower = l
+	cfg.Follower = turns{l, v.turn}
 	s, err := verify.Open(ctx, cfg)
 	if err != nil {
 		return migrate.Proof{}, err
