@@ -41,6 +41,7 @@ type collector struct {
 
 	batch   *batch
 	since   time.Time  // when the first transaction of batch was complete
+	pace    pace
 	tx      txn        // the open transaction
 	commits change.LSN // where its commit record begins
 	xid     uint32
@@ -94,7 +95,7 @@ func (c *collector) run(ctx context.Context, pins [][]byte, chunks <-chan events
 		var out chan<- *batch
 		ready := c.state == between && len(c.batch.txns) > 0
 		if ready {
-			if wait := c.limits.delay - time.Since(c.since); wait <= 0 {
+			if wait := max(c.limits.delay, c.pace.linger()) - time.Since(c.since); wait <= 0 {
 				out = c.out
 			} else {
 				linger.Reset(wait)
@@ -104,6 +105,7 @@ func (c *collector) run(ctx context.Context, pins [][]byte, chunks <-chan events
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case out <- c.batch:
+			c.left(c.batch)
 			c.batch = &batch{}
 		case <-linger.C:
 		case chunk := <-chunks:
@@ -249,7 +251,15 @@ func (c *collector) hand(ctx context.Context, b *batch) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case c.out <- b:
+		c.left(b)
 		return nil
+	}
+}
+
+// left takes note of a batch that the writer has.
+func (c *collector) left(b *batch) {
+	if n := len(b.txns); n > 0 {
+		c.pace.look(time.Now(), b.txns[n-1].at)
 	}
 }
 

@@ -251,10 +251,15 @@ func (f *fold) appendStmts(stmts []stmt) []stmt {
 		}
 	}
 	if len(deletes) > 0 {
+		t.sort(deletes)
 		stmts = append(stmts, stmt{shape: shape{table: t, verb: verbDelete}, rows: deletes})
+	}
+	for _, u := range updates {
+		t.sort(u.rows)
 	}
 	stmts = append(stmts, updates...)
 	if len(inserts) > 0 {
+		t.sort(inserts)
 		stmts = append(stmts, stmt{shape: shape{table: t, verb: verbInsert}, rows: inserts})
 	}
 	return stmts
