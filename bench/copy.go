@@ -42,7 +42,7 @@ func (c copies) run(ctx context.Context, b *bench) (_ []*Result, err error) {
 		&copier{g, Contender{Name: ficusName, Settings: "ficus copy, defaults"}, g.ficusCopy},
 		&copier{g, Contender{Name: "ficus follow", Own: true, Settings: "ficus follow, defaults, until it follows: with a slot, a publication and the event store"}, g.ficusFollow},
 	}
-	r.Contenders, err = b.compete(ctx, c.name(), append(all, peers...), func(context.Context, int) error { return nil })
+	r.Contenders, err = b.compete(ctx, c.name(), append(all, peers...), nil)
 	if err != nil {
 		return nil, err
 	}

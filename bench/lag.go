@@ -79,7 +79,7 @@ func (s *steady) run(ctx context.Context, _ int) (_ Run, err error) {
 	slices.Sort(lags)
 	n := float64(transactions)
 	micros := func(d time.Duration) float64 { return float64(d.Microseconds()) / n }
-	return Run{Metrics: []Metric{
+	run := Run{Metrics: []Metric{
 		{"p50", "ms", stat.Quantile(lags, 0.5)},
 		{"p95", "ms", stat.Quantile(lags, 0.95)},
 		{"p99", "ms", stat.Quantile(lags, 0.99)},
@@ -89,8 +89,11 @@ func (s *steady) run(ctx context.Context, _ int) (_ Run, err error) {
 		{"source cpu", "µs/transaction", micros(used.Source)},
 		{"target cpu", "µs/transaction", micros(used.Target)},
 		{"transactions", "", n},
-		{"max rss", "MB", float64(session.peak()) / (1 << 20)},
-	}}, nil
+	}}
+	if peak := session.peak(); peak > 0 {
+		run.Metrics = append(run.Metrics, Metric{memoryName, "MB", float64(peak) / (1 << 20)})
+	}
+	return run, nil
 }
 
 var processed = regexp.MustCompile(`transactions actually processed: (\d+)`)

@@ -42,6 +42,9 @@ type options struct {
 	quick    bool
 	only     string
 	jsonFile string
+	plotFile string
+	page     string
+	earlier  string
 	sizes    sizes
 }
 
@@ -57,6 +60,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&o.lab.TargetVersion, "target-version", 0, "major version of the target (default 15)")
 	fs.StringVar(&o.lab.Dir, "dir", "", "folder for the clusters' files (default: that for temporary files)")
 	fs.StringVar(&o.jsonFile, "json", "", "file to write everything to, every run included")
+	fs.StringVar(&o.plotFile, "plot", "", "SVG file to draw growth in")
+	fs.StringVar(&o.page, "markdown", "", "page to put the tables into, between its two marks")
+	fs.StringVar(&o.earlier, "load", "", "run nothing: read what --json wrote, files with commas in between, and write it in the other forms")
 	o.sizes.register(fs)
 	if err := fs.Parse(args); err != nil {
 		return o, err
@@ -65,8 +71,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("unknown argument %q", fs.Arg(0))
 	}
 	if o.quick {
-		o.sizes.shrink(fs)
-		if rounds := fs.Lookup("rounds"); rounds.Value.String() == rounds.DefValue {
+		given := map[string]bool{}
+		fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		o.sizes.shrink(given)
+		if !given["rounds"] {
 			o.rounds = 2
 		}
 	}
@@ -94,11 +102,31 @@ func chosen(only string) ([]scenario, error) {
 	return slices.DeleteFunc(scenarios(), func(s scenario) bool { return !slices.Contains(wanted, s.name()) }), nil
 }
 
-func execute(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {
 		return err
 	}
+	report := &Report{Time: time.Now().UTC().Truncate(time.Second), Rounds: o.rounds, Quick: o.quick}
+	if o.earlier != "" {
+		err = report.load(strings.Split(o.earlier, ","))
+	} else {
+		err = o.measure(ctx, report, stderr)
+	}
+	if len(report.Results) == 0 {
+		return err
+	}
+	err = errors.Join(err, report.writeText(stdout), writeFile(o.jsonFile, report.writeJSON),
+		writeFile(o.plotFile, func(w io.Writer) error { return writePlot(w, report.Results) }))
+	if o.page != "" {
+		err = errors.Join(err, report.updatePage(o.page))
+	}
+	return err
+}
+
+// measure runs the scenarios that were asked for. One that fails does not keep the others from
+// running; what is found is written to the JSON file after each.
+func (o *options) measure(ctx context.Context, report *Report, stderr io.Writer) (err error) {
 	run, err := chosen(o.only)
 	if err != nil {
 		return err
@@ -114,19 +142,25 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	if b.tools, err = findTools(b.Target.Install().Bin); err != nil {
 		return err
 	}
-	report := &Report{Time: time.Now().UTC().Truncate(time.Second), Machine: describe(ctx, b), Settings: b.SettingsText(), Rounds: o.rounds, Quick: o.quick}
+	report.Machine, report.Settings = describe(ctx, b), b.SettingsText()
+	var failed []error
 	for _, s := range run {
 		before := load()
 		results, err := s.run(ctx, b)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s.name(), err)
-		}
 		for _, r := range results {
 			r.Load = [2]string{before, load()}
 		}
 		report.Results = append(report.Results, results...)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", s.name(), err))
+			report.Failures = append(report.Failures, failed[len(failed)-1].Error())
+			b.say(ctx, "%v", failed[len(failed)-1])
+		}
+		if err := writeFile(o.jsonFile, report.writeJSON); err != nil || ctx.Err() != nil {
+			return errors.Join(append(failed, err)...)
+		}
 	}
-	return errors.Join(report.writeText(stdout), writeFile(o.jsonFile, report.writeJSON))
+	return errors.Join(failed...)
 }
 
 // writeFile writes a file when its name is given.
@@ -134,7 +168,7 @@ func writeFile(path string, write func(io.Writer) error) error {
 	if path == "" {
 		return nil
 	}
-	f, err := os.Create(path)
+	f, err := os.Create(path) //nolint:gosec // the file that the command line names
 	if err != nil {
 		return err
 	}

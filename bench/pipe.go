@@ -42,7 +42,7 @@ func (pipe) run(ctx context.Context, b *bench) (_ []*Result, err error) {
 		&pipeFicus{copier{g, Contender{Name: ficusName, Settings: "ficus copy, one worker, one chunk"}, nil}},
 		&pipePsql{g, ""},
 		&pipePsql{g, "FREEZE"},
-	}, func(context.Context, int) error { return nil })
+	}, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -21,6 +23,30 @@ type Report struct {
 	Rounds   int       `json:"rounds"`
 	Quick    bool      `json:"quick"`
 	Results  []*Result `json:"results"`
+	Failures []string  `json:"failures,omitempty"` // scenarios that ended with an error
+}
+
+// load adds what earlier runs wrote with --json. Of two results of one scenario the later one stays.
+func (r *Report) load(paths []string) error {
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var earlier Report
+		if err := json.Unmarshal(text, &earlier); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		earlier.Results = append(slices.DeleteFunc(r.Results, func(old *Result) bool {
+			return slices.ContainsFunc(earlier.Results, func(n *Result) bool { return n.Scenario == old.Scenario })
+		}), earlier.Results...)
+		*r = earlier
+	}
+	order := names()
+	slices.SortStableFunc(r.Results, func(a, b *Result) int {
+		return slices.Index(order, a.scenario()) - slices.Index(order, b.scenario())
+	})
+	return nil
 }
 
 // writeJSON writes everything, every single run included.
@@ -40,6 +66,9 @@ func (r *Report) writeText(w io.Writer) error {
 		if err := res.writeText(w); err != nil {
 			return err
 		}
+	}
+	for _, failure := range r.Failures {
+		fmt.Fprintf(w, "\nfailed: %s\n", failure)
 	}
 	return nil
 }
@@ -67,12 +96,20 @@ func (r *Result) writeText(w io.Writer) error {
 	return nil
 }
 
+// scenario returns the name that --only takes.
+func (r *Result) scenario() string {
+	if strings.HasPrefix(r.Scenario, growth{}.name()) {
+		return growth{}.name()
+	}
+	return r.Scenario
+}
+
 // table returns a heading and a row for each contender.
 func (r *Result) table() [][]string {
 	metrics := r.metrics()
 	head := []string{""}
 	for _, m := range metrics {
-		head = append(head, m.Name+", "+m.Unit)
+		head = append(head, strings.TrimSuffix(m.Name+", "+m.Unit, ", "))
 	}
 	if len(r.Ratios) > 0 {
 		base := cmp.Or(r.Base, ficusName)
@@ -82,13 +119,15 @@ func (r *Result) table() [][]string {
 	for _, c := range r.Contenders {
 		row := []string{c.Name}
 		if c.Missing != "" {
-			rows = append(rows, append(row, c.Missing))
-			continue
+			row[0] += " (not run: " + c.Missing + ")"
 		}
 		for i, m := range metrics {
 			row = append(row, spreadText(c.spread(m.Name), i == 0))
 		}
-		rows = append(rows, append(row, r.ratioOf(c.Name)...))
+		if len(r.Ratios) > 0 {
+			row = append(row, r.ratioOf(c.Name)...)
+		}
+		rows = append(rows, row)
 	}
 	return rows
 }
@@ -101,7 +140,7 @@ func (r *Result) ratioOf(name string) []string {
 		}
 		return []string{spreadText(x.Value, true), x.Goal, spreadText(x.CPU, true)}
 	}
-	return nil
+	return []string{"", "", ""}
 }
 
 // spreadText prints the median, and the rest where it is asked for and there is any.

@@ -59,8 +59,9 @@ type Ratio struct {
 }
 
 const (
-	ficusName = "ficus" // among the contenders
-	cpuName   = "cpu"   // the metric: processor time of program and servers
+	ficusName  = "ficus"   // among the contenders
+	cpuName    = "cpu"     // the metric: processor time of program and servers
+	memoryName = "max rss" // the metric: most memory of the program
 )
 
 // measured makes a Run of what a clock and a program say.
@@ -74,7 +75,7 @@ func measured(elapsed time.Duration, cpu lab.Usage, peak int64, more ...Metric) 
 		{"target cpu", "s", cpu.Target.Seconds()},
 	})}
 	if peak > 0 {
-		r.Metrics = append(r.Metrics, Metric{"max rss", "MB", float64(peak) / (1 << 20)})
+		r.Metrics = append(r.Metrics, Metric{memoryName, "MB", float64(peak) / (1 << 20)})
 	}
 	return r
 }

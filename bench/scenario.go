@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -27,6 +28,8 @@ func scenarios() []scenario {
 		pipe{},
 		lag{},
 		network{},
+		verify{},
+		growth{},
 	}
 }
 
@@ -56,38 +59,59 @@ type contender interface {
 	discard(ctx context.Context, round int) error
 }
 
-// compete lets contenders run in turn. Round r begins with contender r, so that none always comes
-// first. before prepares a round, for all of them.
+// compete lets contenders run in turn, each after a checkpoint. before prepares a round, for all of
+// them; nil for nothing.
 func (b *bench) compete(ctx context.Context, scenario string, all []contender, before func(ctx context.Context, round int) error) ([]Contender, error) {
-	results := make([]Contender, len(all))
-	for i, c := range all {
-		results[i] = c.about()
+	c := contest{scenario, b.rounds, all, before, b.Checkpoint, b.say}
+	return c.run(ctx)
+}
+
+// A contest is several rounds in which contenders run in turn.
+type contest struct {
+	scenario string
+	rounds   int
+	all      []contender
+	before   func(ctx context.Context, round int) error // each round
+	calm     func(ctx context.Context) error            // before each run
+	say      func(ctx context.Context, format string, args ...any)
+}
+
+// run returns the contenders with their runs. Round r begins with contender r, so that none always
+// comes first.
+func (c *contest) run(ctx context.Context) ([]Contender, error) {
+	results := make([]Contender, len(c.all))
+	for i, one := range c.all {
+		results[i] = one.about()
 	}
-	for round := 1; round <= b.rounds; round++ {
-		b.say(ctx, "%s round %d/%d: prepare", scenario, round, b.rounds)
-		if err := before(ctx, round); err != nil {
-			return nil, fmt.Errorf("prepare round %d: %w", round, err)
+	for round := 1; round <= c.rounds; round++ {
+		if c.before != nil {
+			c.say(ctx, "%s round %d/%d: prepare", c.scenario, round, c.rounds)
+			if err := c.before(ctx, round); err != nil {
+				return nil, fmt.Errorf("prepare round %d: %w", round, err)
+			}
 		}
-		for i := range all {
-			at := (i + round - 1) % len(all)
-			c := all[at]
+		for i := range c.all {
+			at := (i + round - 1) % len(c.all)
 			if results[at].Missing != "" {
 				continue
 			}
-			if err := b.Checkpoint(ctx); err != nil {
-				return nil, err
-			}
-			run, err := c.run(ctx, round)
+			run, err := c.one(ctx, c.all[at], round)
 			if err != nil {
 				return nil, fmt.Errorf("%s, round %d: %w", results[at].Name, round, err)
 			}
-			run.Round = round
 			results[at].Runs = append(results[at].Runs, run)
-			b.say(ctx, "%s round %d/%d: %s %s", scenario, round, b.rounds, results[at].Name, run.first())
-			if err := c.discard(ctx, round); err != nil {
-				return nil, fmt.Errorf("%s, after round %d: %w", results[at].Name, round, err)
-			}
+			c.say(ctx, "%s round %d/%d: %s %s", c.scenario, round, c.rounds, results[at].Name, run.first())
 		}
 	}
 	return results, nil
+}
+
+// one is one run. What it left is removed also when it failed, as far as that goes.
+func (c *contest) one(ctx context.Context, who contender, round int) (Run, error) {
+	if err := c.calm(ctx); err != nil {
+		return Run{}, err
+	}
+	run, err := who.run(ctx, round)
+	run.Round = round
+	return run, errors.Join(err, who.discard(context.WithoutCancel(ctx), round))
 }

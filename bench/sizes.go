@@ -11,7 +11,8 @@ type sizes struct {
 	mixedTransactions, mixedUpdates, mixedDeletes int
 	copyScale, shopRows, pipeRows                 int
 	lagRate, lagSeconds                           int
-	networkTransactions                           int
+	networkTransactions, verifyScale              int
+	growthScale, growthTransactions, growthRows   int
 }
 
 // A size is one of them as a flag.
@@ -32,6 +33,10 @@ func (s *sizes) all() []size {
 		{&s.copyScale, "copy-scale", "copy: pgbench's scale, 100,000 rows each", 50, 2},
 		{&s.shopRows, "shop-rows", "copy-shop: rows in all tables", 3_000_000, 60_000},
 		{&s.pipeRows, "pipe-rows", "pipe: rows of the table", 3_000_000, 100_000},
+		{&s.verifyScale, "verify-scale", "verify: pgbench's scale, 100,000 rows each", 73, 2},
+		{&s.growthScale, "growth-scale", "growth: pgbench's scale at 1 ×", 5, 1},
+		{&s.growthTransactions, "growth-transactions", "growth: TPC-B transactions at 1 ×", 25_000, 1_000},
+		{&s.growthRows, "growth-rows", "growth: rows of one transaction at 1 ×", 500_000, 10_000},
 		{&s.lagRate, "lag-rate", "lag: transactions a second", 1000, 200},
 		{&s.networkTransactions, "network-transactions", "network: transactions to catch up with", 100_000, 5_000},
 		{&s.lagSeconds, "lag-seconds", "lag: for how long, in each round", 60, 8},
@@ -45,10 +50,8 @@ func (s *sizes) register(fs *flag.FlagSet) {
 	}
 }
 
-// shrink sets those that were not given to what --quick takes.
-func (s *sizes) shrink(fs *flag.FlagSet) {
-	given := map[string]bool{}
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+// shrink sets those whose flag was not given to what --quick takes.
+func (s *sizes) shrink(given map[string]bool) {
 	for _, z := range s.all() {
 		if !given[z.name] {
 			*z.to = z.quick

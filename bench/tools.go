@@ -40,7 +40,7 @@ func findTools(bin string) (tools, error) {
 }
 
 func executable(path string) bool {
-	info, err := os.Stat(path)
+	info, err := os.Stat(path) //nolint:gosec // the program that the command line names, or that is in PATH
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
@@ -56,6 +56,11 @@ type Machine struct {
 	MemoryMB int               `json:"memory_mb"`
 	Kernel   string            `json:"kernel"`
 	Versions map[string]string `json:"versions"`
+}
+
+// versionNames lists the programs of Machine.Versions in the order in which they are printed.
+func versionNames() []string {
+	return []string{"source", "target", "ficus", "pgcopydb", "pg_dump", "pgbench", "go"}
 }
 
 // describe asks the machine and every program for its version.
@@ -74,7 +79,7 @@ func describe(ctx context.Context, b *bench) Machine {
 		m.Kernel += " " + strings.TrimSpace(string(text))
 	}
 	for name, command := range map[string][]string{
-		"ficus": {b.ficus, "version"}, "pg_dump": {b.tools.pgDump, "--version"}, "pgcopydb": {b.tools.pgcopydb, "--version"},
+		"ficus": {b.ficus, "version"}, "pg_dump": {b.tools.pgDump, "--version"}, "pgbench": {b.tools.pgbench, "--version"}, "pgcopydb": {b.tools.pgcopydb, "--version"},
 	} {
 		m.Versions[name] = "not installed"
 		if command[0] == "" {

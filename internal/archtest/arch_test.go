@@ -168,6 +168,16 @@ func TestNoTestCodeInProduction(t *testing.T) {
 	}
 }
 
+// Plots are for the benchmarks' page; the binary has no use for them.
+func TestPlotsAreForBenchmarks(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		if p.name() != "bench" && slices.ContainsFunc(p.Imports, func(path string) bool { return strings.HasPrefix(path, "gonum.org/") }) {
+			t.Errorf("%s imports gonum.org", p.name())
+		}
+	}
+}
+
 func TestEveryPackageSaysWhatItIsOnce(t *testing.T) {
 	t.Parallel()
 	for _, p := range packages(t) {
