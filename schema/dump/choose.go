@@ -29,6 +29,7 @@ func (d *Dump) choose(match *schema.Matcher) ([]*entry, error) {
 		c.skip[n] = true
 	}
 	c.tables()
+	d.parents = c.parent
 	c.sequences()
 	if err := c.dependents(d.warn); err != nil {
 		return nil, err

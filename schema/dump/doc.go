@@ -3,7 +3,8 @@
 //
 //	PreData   schemas, types, functions, tables, sequences, views; no indexes
 //	          ... the rows are copied ...
-//	Indexes   keys, then indexes, then the constraints that wait for data; several at a time
+//	Indexes   keys, indexes, the constraints that wait for data, statistics; several at a time, and
+//	          for one table while others are being copied
 //	Final     foreign keys, triggers, rules, policies; materialized views filled; grants
 //
 // pg_dump reads the source, because nobody else knows every kind of object of every version.

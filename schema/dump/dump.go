@@ -40,6 +40,9 @@ type Config struct {
 	// stays, as a sequence without owner, for the counterpart to use.
 	SkipTables []schema.Name
 
+	// Analyze names tables of which Indexes gathers statistics. Default: none.
+	Analyze []schema.Name
+
 	Dir     string       // where the archive lies until Open returns; default: the system's temporary folder
 	Workers int          // sessions that build indexes and check foreign keys; default: cores, at least 2
 	Log     *slog.Logger // default: none
@@ -49,7 +52,8 @@ type Config struct {
 type Dump struct {
 	cfg     Config
 	archive *archive
-	entries []*entry // of the archive, those to build, plus steps of our own
+	parents map[int]int // partition to partitioned table, by their entries' numbers
+	entries []*entry    // of the archive, those to build, plus steps of our own
 
 	mu struct {
 		sync.Mutex

@@ -75,12 +75,21 @@ func (d *Dump) create(ctx context.Context, conn *pgx.Conn, e *entry, r roles) er
 	return execute(ctx, conn, "ROLLBACK TO SAVEPOINT ficus_object")
 }
 
-// Indexes builds primary keys, unique and exclusion constraints, then all other indexes, then
-// constraints that are NOT VALID and extended statistics. Config.Workers sessions work at once, the
-// largest tables first. Each object is one transaction.
+// Indexes builds primary keys, unique and exclusion constraints of each table, then its other
+// indexes, then constraints that are NOT VALID and extended statistics, and gathers statistics of the
+// tables of Config.Analyze. Config.Workers sessions work at once, the largest tables first. Each
+// object is one transaction.
 func (d *Dump) Indexes(ctx context.Context, target pg.DSN, progress Progress) error {
+	ready := make(chan Ready)
+	close(ready)
+	return d.IndexesBeside(ctx, target, ready, progress)
+}
+
+// IndexesBeside is Indexes while the tables are being filled. It begins with a table when ready says
+// that it is filled, and uses no more sessions than ready lets it, until ready is closed.
+func (d *Dump) IndexesBeside(ctx context.Context, target pg.DSN, ready <-chan Ready, progress Progress) error {
 	b := &builder{d: d, target: target, progress: progress}
-	if err := b.run(ctx, stageKeys, stageChecks); err != nil {
+	if err := b.run(ctx, stageKeys, stageStatistics, ready); err != nil {
 		return fmt.Errorf("build indexes: %w", ended(ctx, err))
 	}
 	return nil
@@ -90,8 +99,10 @@ func (d *Dump) Indexes(ctx context.Context, target pg.DSN, progress Progress) er
 // views that need a key; fills the materialized views that hold rows on the source; and grants
 // privileges. Privileges of roles that the target does not have are left out, with a warning.
 func (d *Dump) Final(ctx context.Context, target pg.DSN, progress Progress) error {
+	ready := make(chan Ready)
+	close(ready)
 	b := &builder{d: d, target: target, progress: progress}
-	if err := b.run(ctx, stageForeignKeys, stageEvents); err != nil {
+	if err := b.run(ctx, stageForeignKeys, stageEvents, ready); err != nil {
 		return fmt.Errorf("finish schema: %w", ended(ctx, err))
 	}
 	return nil

@@ -9,7 +9,8 @@ import (
 )
 
 // A stage is when an entry is built. Stages follow one another, and so do the sections:
-// PreData has the first, Indexes those from stageKeys to stageChecks, Final the rest.
+// PreData has the first, Indexes those from stageKeys to stageStatistics, Final the rest. Within
+// Indexes the stages follow one another for each table by itself (see jobs).
 type stage int
 
 const (
@@ -18,6 +19,7 @@ const (
 	stageIndexes                  // other indexes
 	stageAttach                   // indexes of partitions join those of the partitioned table
 	stageChecks                   // constraints that are NOT VALID, extended statistics
+	stageStatistics               // statistics gathered
 	stageForeignKeys              // added unchecked, which is quick
 	stageValidate                 // foreign keys checked, which reads both tables
 	stageRest                     // triggers, rules, policies, what depends on keys
@@ -54,8 +56,9 @@ func base(e *entry) stage {
 	return stageTables
 }
 
-// plan gives every chosen entry its stage and adds steps that pg_dump has no entry for: the check of
-// each foreign key, and the refresh of each materialized view that holds rows on the source.
+// plan gives every chosen entry its stage and adds steps that pg_dump has no entry for: the
+// statistics of tables, the check of each foreign key, and the refresh of each materialized view that
+// holds rows on the source.
 func (d *Dump) plan(unfilled map[schema.Name]bool) []*entry {
 	for _, e := range d.entries {
 		e.stage = base(e)
@@ -73,6 +76,11 @@ func (d *Dump) plan(unfilled map[schema.Name]bool) []*entry {
 	for _, e := range d.entries {
 		steps = append(steps, e)
 		switch {
+		case e.isTable() && slices.Contains(d.cfg.Analyze, e.tableName()):
+			steps = append(steps, &entry{
+				kind: "STATISTICS OF", schema: e.schema, name: e.name, deps: []int{e.id}, stage: stageStatistics,
+				sql: "ANALYZE " + e.tableName().String() + ";",
+			})
 		case e.kind == "FK CONSTRAINT":
 			if check := d.splitCheck(e); check != nil {
 				steps = append(steps, check)

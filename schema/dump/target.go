@@ -41,33 +41,40 @@ func (e *entry) record() string {
 		schema.QuoteLiteral(e.digest()), schema.QuoteLiteral(e.String()))
 }
 
-// connect opens a session on the target with the settings that pg_restore would set.
-func (d *Dump) connect(ctx context.Context, target pg.DSN) (*pgx.Conn, error) {
+// connect opens a session on the target with the settings that pg_restore would set, and others.
+func (d *Dump) connect(ctx context.Context, target pg.DSN, others ...pg.Option) (*pgx.Conn, error) {
 	conforming := "on"
 	if !d.archive.conformingString {
 		conforming = "off"
 	}
-	conn, err := target.Connect(ctx, "schema",
+	conn, err := target.Connect(ctx, "schema", append(others,
 		pg.Setting("check_function_bodies", "off"), // bodies may name what comes later
 		pg.Setting("xmloption", "content"),
 		pg.Setting("client_min_messages", "warning"),
 		pg.Setting("row_security", "off"),
 		pg.Setting("standard_conforming_strings", conforming),
-		cancelOnServer)
+		cancelOnServer)...)
 	if err != nil {
 		return nil, err
 	}
-	// A build of hours must not go on after this process has died, and wants more memory than a query.
-	_, err = conn.Exec(ctx, `SELECT
-	CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 140000
-		THEN pg_catalog.set_config('client_connection_check_interval', '5s', false) END,
-	CASE WHEN pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) < 268435456
-		THEN pg_catalog.set_config('maintenance_work_mem', '256MB', false) END`)
+	// A build of hours must not go on after this process has died.
+	_, err = conn.Exec(ctx, `SELECT pg_catalog.set_config('client_connection_check_interval', '5s', false)
+WHERE pg_catalog.current_setting('server_version_num')::int >= 140000`)
 	if err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, fmt.Errorf("prepare session: %w", err)
 	}
 	return conn, nil
+}
+
+// flush makes everything committed so far durable, on whatever session: a commit that waits for the
+// disk waits for all WAL before it. A message is the smallest thing to commit that needs no table.
+func flush(ctx context.Context, conn *pgx.Conn) error {
+	err := execute(ctx, conn, "SET synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'ficus', 'built')")
+	if err != nil {
+		return fmt.Errorf("wait for the target's disk: %w", err)
+	}
+	return nil
 }
 
 // cancelOnServer makes the end of a context cancel the running statement: closing the connection
