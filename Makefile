@@ -17,7 +17,7 @@ ATMOST   ?= 1h
 TEST := go test -timeout 10m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic soak lint fmt generate bench pg postgres clean
+.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic soak lint fmt generate bench benchstat pg postgres clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ generate: ## remake generated files
 bench: postgres build ## run the Go benchmarks, then Ficus and its peers side by side (ARGS='--quick --only copy')
 	go test -run '^$$' -bench . -benchmem $(PKG)
 	go run ./bench $(ARGS)
+
+benchstat: ## compare the Go benchmarks with those of BASE (default: the last tag, or the parent)
+	@.ci/benchstat $(BASE)
 
 pg: ## fetch PostgreSQL 13 to 18 into .cache/pg for tests and the demo
 	.ci/fetch-pg
