@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,15 +47,15 @@ func (t turns) StopAt(ctx context.Context, lsn change.LSN) (release func(), err 
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	release, err = t.link.StopAt(ctx, 0)
+	goOn, err := t.link.StopAt(ctx, 0)
 	if err != nil {
 		<-t.turn
 		return nil, err
 	}
-	return func() {
-		release()
+	return sync.OnceFunc(func() {
+		goOn()
 		<-t.turn
-	}, nil
+	}), nil
 }
 
 // watched reports whether rows may be compared beside a phase.
