@@ -72,6 +72,13 @@ func (c *Client) Verify(ctx context.Context, name string) (migrate.Proof, error)
 	return p, err
 }
 
+// Evidence returns the newest report of a comparison; see [Service].
+func (c *Client) Evidence(ctx context.Context, name string) ([]byte, error) {
+	var report json.RawMessage
+	err := c.call(ctx, http.MethodGet, c.at(name, "evidence"), nil, &report)
+	return report, err
+}
+
 // Start begins a migration.
 func (c *Client) Start(ctx context.Context, r StartRequest) (migrate.Status, error) {
 	var s migrate.Status

@@ -93,6 +93,16 @@ func (s *Server) verify(c *gin.Context) {
 	c.JSON(http.StatusOK, proof)
 }
 
+// evidence answers with the newest report as it was sealed.
+func (s *Server) evidence(c *gin.Context) {
+	report, err := s.cfg.Service.Evidence(c.Request.Context(), c.Param("name"))
+	if err != nil {
+		s.refuse(c, problemOf(err, CodeFailed))
+		return
+	}
+	c.Data(http.StatusOK, "application/json", report)
+}
+
 // command answers 202 when the command is on record, or 200 when it was waited for and is done.
 func (s *Server) command(c *gin.Context) {
 	name, verb := c.Param("name"), migrate.Verb(c.Param("verb"))

@@ -32,6 +32,8 @@ type Service interface {
 	// Verify compares everything at one instant over the link that runs now, while both databases
 	// are in use. It answers migrate.ErrNotNow while no link runs or ownership is moving.
 	Verify(ctx context.Context, name string) (migrate.Proof, error)
+	// Evidence returns the newest report of a comparison, sealed, in JSON, or ErrNotFound.
+	Evidence(ctx context.Context, name string) ([]byte, error)
 	// Start begins a migration, or answers ErrFixed.
 	Start(ctx context.Context, r StartRequest) (migrate.Status, error)
 }

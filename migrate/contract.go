@@ -176,6 +176,7 @@ type Proof struct {
 	// Uncovered names tables that a delta could not include, with the reason.
 	Uncovered []string `json:"uncovered,omitempty"`
 	Samples   []string `json:"samples,omitempty"` // keys of differing rows, a few, no values
+	Digest    string   `json:"digest,omitempty"`  // of the whole report, which is kept as evidence
 }
 
 // A Verifier proves both sides equal over the link that runs from owner.

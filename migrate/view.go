@@ -38,6 +38,19 @@ func (l *live) forget() {
 type Progress struct {
 	Done  int64 `json:"done"`
 	Total int64 `json:"total"`
+
+	Rate int64         `json:"rate,omitempty"`    // per second
+	Left time.Duration `json:"left_ns,omitempty"` // at this rate; 0 while it is not known
+}
+
+// newProgress is Progress with the rate since start, and the time that is left at this rate.
+func newProgress(start time.Time, done, total int64) *Progress {
+	p := &Progress{Done: done, Total: total}
+	if took := time.Since(start).Seconds(); took > 0 && done > 0 {
+		p.Rate = int64(float64(done) / took)
+		p.Left = time.Duration(float64(max(0, total-done)) / float64(done) * took * float64(time.Second))
+	}
+	return p
 }
 
 // Status returns all there is to show, at this moment. It shares nothing with the Migration.

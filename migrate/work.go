@@ -130,8 +130,9 @@ func (m *Migration) prove(ctx context.Context, _ *attempt) error {
 
 // proveExact compares everything over the link that runs from owner.
 func (m *Migration) proveExact(ctx context.Context, owner Side) error {
+	start := time.Now()
 	p, err := m.cfg.Verifier.Exact(ctx, owner, func(done, total int64) {
-		m.update(func(l *live) { l.checked = &Progress{Done: done, Total: total} })
+		m.update(func(l *live) { l.checked = newProgress(start, done, total) })
 	})
 	if err != nil {
 		return fmt.Errorf("compare the databases: %w", err)
@@ -144,7 +145,7 @@ func (m *Migration) proved(p Proof, owner Side, fenced bool) error {
 	if p.Time.IsZero() {
 		p.Time = time.Now().UTC()
 	}
-	message := fmt.Sprintf("%s proof: %d rows in %d tables, %d differences", p.Kind, p.Rows, p.Tables, p.Differences)
+	message := fmt.Sprintf("%s proof: %d rows in %d tables, %d differences, in %s", p.Kind, p.Rows, p.Tables, p.Differences, p.Elapsed.Round(time.Millisecond))
 	if err := m.emit(Event{Type: eventProof, Message: message}, fact{Proof: &p, Owner: owner, Fenced: fenced}, nil); err != nil {
 		return err
 	}
@@ -156,7 +157,7 @@ func (m *Migration) proved(p Proof, owner Side, fenced bool) error {
 		where = ", for example " + p.Samples[0]
 	}
 	return hint.Wrap(fmt.Errorf("%w: %d differences in %d rows%s", ErrDifferences, p.Differences, p.Rows, where),
-		"ficus verify with --source and --target shows the rows; mend them on the side that does not own the data (with session_replication_role = replica), then: ficus promote %s", m.cfg.Name)
+		"ficus verify with --source and --target shows the rows, and with --repair writes the SQL that mends the side that does not own the data; then: ficus promote %s", m.cfg.Name)
 }
 
 func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {

@@ -35,6 +35,8 @@ func (s *Session) DeltaAtRest(ctx context.Context, keys Keys) (*Report, error) {
 
 func (s *Session) delta(ctx context.Context, keys Keys, follower Follower) (*Report, error) {
 	start := time.Now()
+	s.hurry = true
+	defer func() { s.hurry = false }()
 	var before [2][]layout
 	if follower != nil { // else there is nobody who could rewrite a table
 		var err error

@@ -148,9 +148,13 @@ type chunk struct {
 // totals reads all tables on both sides, each side in its own chunks, largest tables first. finished
 // is called once for each table when all of its chunks have been read.
 func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layout, finished func(i int, src, dst *total) error) ([2][]total, error) {
+	step := s.cfg.ChunkRows
+	if s.hurry { // so that each worker has something to do
+		step = max(minChunk, min(step, allRows(layouts[source])/int64(s.cfg.Workers)))
+	}
 	sums := [2][]total{make([]total, len(tables)), make([]total, len(tables))}
 	meter := s.newMeter(layouts)
-	plan := [2][]chunk{s.chunks(source, layouts[source]), s.chunks(target, layouts[target])}
+	plan := [2][]chunk{s.chunks(source, layouts[source], step), s.chunks(target, layouts[target], step)}
 	var mu sync.Mutex // guards sums and left
 	left := make([]int, len(tables))
 	for _, chunks := range plan {
@@ -184,8 +188,18 @@ func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layo
 	return sums, err
 }
 
+// minChunk is the least number of rows that is worth a query of its own.
+const minChunk = 10_000
+
+func allRows(layouts []layout) (n int64) {
+	for i := range layouts {
+		n += layouts[i].rows
+	}
+	return n
+}
+
 // chunks cuts one side's tables, largest first.
-func (s *Session) chunks(sd side, sizes []layout) []chunk {
+func (s *Session) chunks(sd side, sizes []layout, step int64) []chunk {
 	order := make([]int, len(sizes))
 	for i := range order {
 		order[i] = i
@@ -193,7 +207,7 @@ func (s *Session) chunks(sd side, sizes []layout) []chunk {
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(sizes[b].blocks, sizes[a].blocks) })
 	var chunks []chunk
 	for _, i := range order {
-		for _, c := range sizes[i].chunks(s.nodes[sd], s.cfg.ChunkRows) {
+		for _, c := range sizes[i].chunks(s.nodes[sd], step) {
 			chunks = append(chunks, chunk{i, c})
 		}
 	}

@@ -95,6 +95,7 @@ type Session struct {
 	seed   int64
 	nodes  [2]*node // by side
 	tables []*table
+	hurry  bool // a delta runs: somebody may wait for it
 	atRest bool // the two sides' snapshots may show different instants
 }
 

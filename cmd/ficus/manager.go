@@ -211,6 +211,19 @@ func (m *manager) Verify(ctx context.Context, name string) (migrate.Proof, error
 		"it needs a running link: wait until %s follows, or give --source and --target to compare the databases as they stand", name)
 }
 
+// Evidence implements [api.Service].
+func (m *manager) Evidence(_ context.Context, name string) ([]byte, error) {
+	e, err := m.engine(name)
+	if err != nil {
+		return nil, err
+	}
+	report, err := e.verifier.newest()
+	if err == nil && report == nil {
+		err = hint.Wrap(fmt.Errorf("evidence of %s: nothing was compared yet: %w", name, api.ErrNotFound), "ficus verify %s", name)
+	}
+	return report, err
+}
+
 // Start implements [api.Service].
 func (m *manager) Start(ctx context.Context, r api.StartRequest) (migrate.Status, error) {
 	if m.fixed {

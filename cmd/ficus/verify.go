@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/units"
+	"github.com/ficus-migrate/ficus/verify"
 )
 
 // verifyFlags are of "ficus verify" alone.
@@ -88,10 +91,36 @@ func (a *app) verifyMigration(ctx context.Context, name string, f *verifyFlags) 
 	if err != nil {
 		return err
 	}
-	a.line("result", map[string]any{"name": name, "lsn": p.LSN, "tables": p.Tables, "rows": p.Rows, "differences": p.Differences, "seconds": p.Elapsed.Seconds(), "paused_ms": milliseconds(p.Paused), "samples": p.Samples},
+	a.line("result", map[string]any{"name": name, "lsn": p.LSN, "tables": p.Tables, "rows": p.Rows, "differences": p.Differences, "seconds": p.Elapsed.Seconds(), "paused_ms": milliseconds(p.Paused), "samples": p.Samples, "digest": p.Digest},
 		fmt.Sprintf("%s: %d tables, %s rows compared at %s in %s (applying paused for %s): %d differences", name, p.Tables, units.Count(p.Rows), p.LSN, units.Duration(p.Elapsed), units.Duration(p.Paused), p.Differences))
+	if len(f.evidence) > 0 {
+		if err := a.fetchEvidence(ctx, c, name, p.Digest, f.evidence); err != nil {
+			return err
+		}
+	}
 	if p.Differences > 0 {
 		return &statusError{status: exitNo}
+	}
+	return nil
+}
+
+// fetchEvidence writes the report of a comparison that the migration's process made.
+func (a *app) fetchEvidence(ctx context.Context, c *api.Client, name, digest string, files []string) error {
+	data, err := c.Evidence(ctx, name)
+	if err != nil {
+		return err
+	}
+	report := new(verify.Report)
+	if err := json.Unmarshal(data, report); err != nil {
+		return fmt.Errorf("read the evidence: %w", err)
+	}
+	if report.Digest != digest {
+		return hint.Wrap(errors.New("the evidence is of another comparison, which has ended meanwhile"), "compare again")
+	}
+	for _, file := range files {
+		if err := writeEvidence(report, file); err != nil {
+			return err
+		}
 	}
 	return nil
 }

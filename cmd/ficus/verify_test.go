@@ -104,3 +104,29 @@ func TestFollowLive(t *testing.T) {
 		t.Errorf("%d slots left behind", n)
 	}
 }
+
+// The evidence of a running migration is the report that its process made, and each report of the
+// chain names the one before it.
+func TestVerifyMigrationKeepsEvidence(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i`)
+	dir := t.TempDir()
+	gateway, api := freeAddrs(t)
+	p := ficus(t, dir, append([]string{"run", "upgrade", "--name", nameFor(source), "--yes", "--until", "following", "--gateway-listen", gateway, "--listen", api}, pair(source.URL, target.URL)...)...)
+	p.line("phase", map[string]any{"phase": "following"})
+	var before any = ""
+	for range 2 {
+		page := filepath.Join(dir, "proof.html")
+		out, status := once(t, dir, "verify", nameFor(source), "--api", "http://"+api, "--evidence", page)
+		if status != 0 || out["digest"] == "" {
+			t.Fatalf("status %d, %v", status, out)
+		}
+		check, status := once(t, dir, "verify", "--check", page)
+		if status != 0 || check["digest"] != out["digest"] || check["previous"] != before {
+			t.Errorf("status %d, %v, want digest %v after %v", status, check, out["digest"], before)
+		}
+		before = check["digest"]
+	}
+	p.stop(os.Interrupt)
+}

@@ -38,12 +38,15 @@ type verifier struct {
 	store  *eventstore.Store
 	log    *slog.Logger
 
-	turn    chan struct{}  // held by who holds the link
-	closing sync.WaitGroup // sessions that say goodbye
-	mu      struct {
+	evidence *eventstore.Bucket // every report, sealed, in order
+	turn     chan struct{}      // held by who holds the link
+	closing  sync.WaitGroup     // sessions that say goodbye
+	mu       struct {
 		sync.Mutex
 		// ready is a session for the comparison under the fence, warm from a live one.
 		ready map[migrate.Side]*verify.Session
+		// digest is that of the newest report, once known.
+		digest *string
 		// ddl counts the changes of tables that were followed.
 		ddl int
 	}
@@ -73,6 +76,7 @@ func (v *verifier) unprove(owner migrate.Side) error {
 
 func newVerifier(e *engine, cfg engineConfig) *verifier {
 	v := &verifier{engine: e, store: cfg.Store, log: cfg.Log.With(slog.String("part", "verify")), turn: make(chan struct{}, 1)}
+	v.evidence = cfg.Store.Bucket("evidence-" + e.job.playbook.Name)
 	v.mu.ready = map[migrate.Side]*verify.Session{}
 	return v
 }
@@ -98,7 +102,9 @@ func (v *verifier) config(owner migrate.Side) (verify.Config, *link.Link) {
 }
 
 func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Config {
-	return verify.Config{Source: from, Target: to, Mappings: mappings, Log: v.log}
+	return verify.Config{
+		Source: from, Target: to, Mappings: mappings, Log: v.log, Name: v.engine.job.playbook.Name, Program: "ficus " + versionText(),
+	}
 }
 
 // Exact implements [migrate.Verifier]. A comparison that the following of DDL interrupts, or makes
@@ -137,7 +143,7 @@ func (v *verifier) exact(ctx context.Context, owner migrate.Side, progress func(
 			return migrate.Proof{}, err
 		}
 	}
-	return proof(report), nil
+	return v.proof(report, false)
 }
 
 // Delta implements [migrate.Verifier].
@@ -171,7 +177,7 @@ func (v *verifier) Delta(ctx context.Context, owner migrate.Side, fenced bool) (
 			return migrate.Proof{}, err
 		}
 	}
-	return proof(report), nil
+	return v.proof(report, false)
 }
 
 // keepReady keeps a session for the comparison under the fence: its connections are open and its
@@ -202,13 +208,17 @@ func (v *verifier) fencedDelta(ctx context.Context, owner migrate.Side, cfg veri
 	if err != nil {
 		return migrate.Proof{}, err
 	}
-	if report.Differences == 0 {
-		if len(report.Uncovered) > 0 {
-			return proof(report), v.forget(owner.Other())
-		}
-		return proof(report), v.setBase(owner.Other(), base{})
+	switch {
+	case report.Differences > 0:
+	case len(report.Uncovered) > 0:
+		err = v.forget(owner.Other())
+	default:
+		err = v.setBase(owner.Other(), base{})
 	}
-	return proof(report), nil
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	return v.proof(report, true)
 }
 
 // prove records that both sides were equal at lsn, and forgets what was touched before.
@@ -259,11 +269,63 @@ func touchedKeys(stream *eventstore.Stream, after change.LSN) verify.Keys {
 	}
 }
 
+// proof seals and keeps a report, and turns it into the workflow's terms. Under the fence, where clients
+// wait, it is kept afterwards.
+func (v *verifier) proof(r *verify.Report, fenced bool) (migrate.Proof, error) {
+	data, err := v.seal(r)
+	if err != nil {
+		return migrate.Proof{}, err
+	}
+	p := proof(r)
+	if !fenced {
+		return p, v.evidence.Append(data)
+	}
+	v.closing.Go(func() {
+		if err := v.evidence.Append(data); err != nil {
+			v.log.LogAttrs(context.Background(), slog.LevelError, "evidence not kept", slog.Any("err", err))
+		}
+	})
+	return p, nil
+}
+
+// seal ends a report with its digest and returns it in JSON.
+func (v *verifier) seal(r *verify.Report) ([]byte, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.digest == nil {
+		newest, err := v.newest()
+		if err != nil {
+			return nil, err
+		}
+		digest := ""
+		if newest != nil {
+			if digest, _, err = verify.CheckSeal(newest); err != nil {
+				return nil, fmt.Errorf("the evidence so far: %w", err)
+			}
+		}
+		v.mu.digest = &digest
+	}
+	if err := r.Seal(*v.mu.digest); err != nil {
+		return nil, err
+	}
+	v.mu.digest = &r.Digest
+	return json.Marshal(r)
+}
+
+// newest returns the newest report in JSON, nil where there is none.
+func (v *verifier) newest() (data []byte, err error) {
+	err = v.evidence.Scan(func(value []byte) error {
+		data = append(data[:0], value...)
+		return nil
+	})
+	return data, err
+}
+
 // proof turns a report into the workflow's terms.
 func proof(r *verify.Report) migrate.Proof {
 	p := migrate.Proof{
 		Kind: string(r.Kind), LSN: r.LSN, Time: r.At, Tables: len(r.Tables), Rows: r.Rows, Keys: r.Keys,
-		Differences: r.Differences, Elapsed: r.Elapsed, Paused: r.Paused, Uncovered: r.Uncovered,
+		Differences: r.Differences, Elapsed: r.Elapsed, Paused: r.Paused, Uncovered: r.Uncovered, Digest: r.Digest,
 	}
 	const samples = 10
 	for _, t := range r.Tables {
