@@ -62,7 +62,7 @@ func (c *Client) Get(ctx context.Context, name string) (migrate.Status, error) {
 
 // Do carries a command; see [migrate.Migration.Do].
 func (c *Client) Do(ctx context.Context, name string, ask migrate.Command) error {
-	return c.call(ctx, http.MethodPost, c.at(name, string(ask.Verb)), CommandRequest{Gate: ask.Gate, Wait: ask.Wait, Actor: ask.Actor}, nil)
+	return c.call(ctx, http.MethodPost, c.at(name, string(ask.Verb)), CommandRequest{Gate: ask.Gate, Tables: ask.Tables, Wait: ask.Wait, Actor: ask.Actor}, nil)
 }
 
 // Verify compares the databases of a migration at one instant; see [Service].

@@ -31,13 +31,14 @@ type List struct {
 
 // A CommandRequest is the body of a command.
 type CommandRequest struct {
-	Gate  string `json:"gate,omitempty"`  // approve: which. Default "approval"
-	Wait  bool   `json:"wait,omitempty"`  // answer when the command has done its work
-	Actor string `json:"actor,omitempty"` // who asks, for the journal. Default: the token's name, or "api"
+	Gate   string   `json:"gate,omitempty"`   // approve: which. Default "approval"
+	Tables []string `json:"tables,omitempty"` // resync: which, named as on either side
+	Wait   bool     `json:"wait,omitempty"`   // answer when the command has done its work
+	Actor  string   `json:"actor,omitempty"`  // who asks, for the journal. Default: the token's name, or "api"
 }
 
 func verbs() []migrate.Verb {
-	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel}
+	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync}
 }
 
 func (s *Server) list(c *gin.Context) {
@@ -128,7 +129,7 @@ func (s *Server) command(c *gin.Context) {
 		s.refuse(c, problemOf(err, CodeBadRequest))
 		return
 	}
-	ask := migrate.Command{Verb: verb, Gate: r.Gate, Actor: s.actor(c, r.Actor), Wait: r.Wait}
+	ask := migrate.Command{Verb: verb, Gate: r.Gate, Tables: r.Tables, Actor: s.actor(c, r.Actor), Wait: r.Wait}
 	if err := s.cfg.Service.Do(c.Request.Context(), name, ask); err != nil {
 		other := CodeInternal
 		if r.Wait {
@@ -152,11 +153,14 @@ func (s *Server) command(c *gin.Context) {
 }
 
 func (r *CommandRequest) read(c *gin.Context, verb migrate.Verb) error {
-	if err := body(c, r, "gate", "wait", "actor"); err != nil {
+	if err := body(c, r, "gate", "tables", "wait", "actor"); err != nil {
 		return err
 	}
 	if r.Gate != "" && verb != migrate.Approve {
 		return problem(CodeBadRequest, fmt.Sprintf("%s takes no gate", verb), "gate goes with approve")
+	}
+	if (len(r.Tables) > 0) != (verb == migrate.Resync) {
+		return problem(CodeBadRequest, fmt.Sprintf("%s with %d tables", verb, len(r.Tables)), "tables go with resync, which needs at least one")
 	}
 	if len([]rune(r.Actor)) > maxActor || strings.ContainsFunc(r.Actor, func(x rune) bool { return !unicode.IsPrint(x) }) {
 		return problem(CodeBadRequest, fmt.Sprintf("the actor is longer than %d characters, or they cannot be printed", maxActor), "give a name")

@@ -47,7 +47,7 @@ func TestAnswers(t *testing.T) {
 		"verify":                  {method: "POST", path: "/v1/migrations/shop/verify", media: js, status: 200},
 		"verify now":              {method: "POST", path: "/v1/migrations/shop/verify", media: js, fails: migrate.ErrNotNow, status: 409, code: CodeNotNow},
 		"verify, broken off":      {method: "POST", path: "/v1/migrations/shop/verify", media: js, fails: errors.New("lost connection"), status: 500, code: CodeFailed},
-		"unknown field":           {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wiat":true}`, status: 400, code: CodeBadRequest, hint: "gate, wait, actor"},
+		"unknown field":           {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wiat":true}`, status: 400, code: CodeBadRequest, hint: "gate, tables, wait, actor"},
 		"wrong type":              {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wait":"yes"}`, status: 400, code: CodeBadRequest},
 		"two objects":             {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{}{}`, status: 400, code: CodeBadRequest},
 		"cut short":               {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wait"`, status: 400, code: CodeBadRequest},

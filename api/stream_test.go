@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/migrate"
 )
@@ -139,14 +141,23 @@ func TestClient(t *testing.T) {
 	if !errors.Is(err, ErrNotFound) || hint.Of(err) != `did you mean "shop"?` {
 		t.Errorf("Get of nothing: %v, hint %q", err, hint.Of(err))
 	}
-	ask := migrate.Command{Verb: migrate.Approve, Gate: "approval", Actor: "jo", Wait: true}
-	if err := c.Do(t.Context(), "shop", ask); err != nil || f.lastAsked(t) != ask {
-		t.Errorf("Do: %v, arrived: %+v", err, f.lastAsked(t))
+	for _, ask := range []migrate.Command{
+		{Verb: migrate.Approve, Gate: "approval", Actor: "jo", Wait: true},
+		{Verb: migrate.Resync, Tables: []string{"public.a", "b"}, Actor: "jo"},
+	} {
+		if err := c.Do(t.Context(), "shop", ask); err != nil || !cmp.Equal(f.lastAsked(t), ask) {
+			t.Errorf("Do: %v, arrived: %+v", err, f.lastAsked(t))
+		}
+	}
+	for _, ask := range []migrate.Command{{Verb: migrate.Resync}, {Verb: migrate.Pause, Tables: []string{"public.a"}}} {
+		if err := c.Do(t.Context(), "shop", ask); err == nil || !strings.Contains(hint.Of(err), "tables go with resync") {
+			t.Errorf("%+v: %v, hint %q", ask, err, hint.Of(err))
+		}
 	}
 	f.mu.Lock()
 	f.mu.do = hint.Wrap(fmt.Errorf("promote: %w: it failed", migrate.ErrNotNow), "resume it")
 	f.mu.Unlock()
-	if err := c.Do(t.Context(), "shop", ask); !errors.Is(err, migrate.ErrNotNow) || hint.Of(err) != "resume it" || err.Error() != "promote: not possible now: it failed" {
+	if err := c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Promote}); !errors.Is(err, migrate.ErrNotNow) || hint.Of(err) != "resume it" || err.Error() != "promote: not possible now: it failed" {
 		t.Errorf("refused command: %v, hint %q", err, hint.Of(err))
 	}
 	if p, err := c.Verify(t.Context(), "shop"); !errors.Is(err, migrate.ErrNotNow) {

@@ -15,6 +15,8 @@ type Command struct {
 	Verb  Verb
 	Gate  string // approve: which gate. Default "approval"
 	Actor string // who asks, for the journal
+	// Tables are those that resync copies anew, named as on either side.
+	Tables []string
 	// Wait lets Do return when the command has done its work, rather than when it is on record.
 	Wait bool
 }
@@ -28,6 +30,12 @@ func (m *Migration) Do(ctx context.Context, c Command) error {
 		f.Gate = GateApproval
 		if c.Gate != "" && c.Gate != GateApproval {
 			return hint.Wrap(fmt.Errorf("approve %q: %w: no such manual gate", c.Gate, ErrNotNow), "the only gate that people open is %q", GateApproval)
+		}
+	}
+	if c.Verb == Resync {
+		var err error
+		if f.Tables, err = m.tablesOf(c.Tables); err != nil {
+			return err
 		}
 	}
 	var before state
@@ -59,6 +67,11 @@ func (m *Migration) obey(v Verb) {
 		}
 	case Resume:
 		m.mu.live.relink = m.mu.live.linkErr != nil
+	case Resync:
+		m.mu.live.relink = m.mu.live.linkErr != nil
+		if l, ok := m.mu.live.link.(Recopier); ok {
+			l.Wake()
+		}
 	case Approve, Pause, Promote, Rollback, Complete:
 	}
 	m.changedLocked()
@@ -108,8 +121,32 @@ func (m *Migration) refuseLocked(s *state, v Verb) string {
 		if s.passing {
 			return "the point of no return is being passed"
 		}
+	case Resync:
+		return m.refuseResyncLocked(s, switching)
 	default:
 		return "no such verb"
+	}
+	return ""
+}
+
+func (m *Migration) refuseResyncLocked(s *state, switching bool) string {
+	p := s.phase
+	if p == Failed {
+		p = s.failedIn
+	}
+	from, flows := linkOf(p)
+	_, can := m.linkFrom(from).(Recopier)
+	switch {
+	case switching:
+		return "the owner changes just now"
+	case p == Pending || p == Preparing:
+		return "nothing was copied yet"
+	case p == Copying:
+		return "the first copy is under way"
+	case s.wish != "":
+		return string(s.wish) + " is under way"
+	case !flows || !can:
+		return "no link copies tables in phase " + string(s.phase)
 	}
 	return ""
 }
@@ -149,7 +186,7 @@ func (m *Migration) refuseRollbackLocked(s *state) string {
 // possibleLocked is the hint of a refusal: what would not be refused.
 func (m *Migration) possibleLocked(s *state) string {
 	var can []string
-	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel} {
+	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync} {
 		if m.refuseLocked(s, v) == "" {
 			can = append(can, string(v))
 		}
@@ -184,6 +221,20 @@ func (m *Migration) obeyed(ctx context.Context, v Verb, before state) error {
 	case Pause:
 		return m.until(ctx, func(s *state, l *live) (bool, error) {
 			return !s.paused || l.resting && l.waitingFor == string(Resume), nil
+		})
+	case Resync:
+		number := before.seq + 1 // of its record
+		return m.until(ctx, func(s *state, l *live) (bool, error) {
+			if !slices.ContainsFunc(s.asked, func(a Ask) bool { return a.Number == number }) {
+				return true, nil
+			}
+			if s.phase == Promoted && l.linkErr != nil && !l.relink {
+				return false, l.linkErr
+			}
+			if before.phase == Failed && s.phaseSince.Equal(before.phaseSince) { // it has yet to wake up
+				return false, nil
+			}
+			return false, m.stoppedLocked(s, l)
 		})
 	case Approve, Resume:
 	}

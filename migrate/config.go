@@ -111,6 +111,7 @@ type Budgets struct {
 	CloseGate time.Duration // default 2 s
 	Writers   time.Duration // transactions in flight end in the database. Default 5 s
 	Drain     time.Duration // the link applies everything up to the nonce. Default 10 s
+	Settle    time.Duration // a look at the catalog under the fence. Default 2 s
 	Proof     time.Duration // the delta proof under the fence. Default 10 s
 	Sequences time.Duration // default 5 s
 	Own       time.Duration // one try at the ownership row, and at any step after it. Default 5 s
@@ -156,6 +157,7 @@ func (s Settings) withDefaults() Settings {
 	b.CloseGate = cmp.Or(b.CloseGate, 2*time.Second)
 	b.Writers = cmp.Or(b.Writers, 5*time.Second)
 	b.Drain = cmp.Or(b.Drain, 10*time.Second)
+	b.Settle = cmp.Or(b.Settle, 2*time.Second)
 	b.Proof = cmp.Or(b.Proof, 10*time.Second)
 	b.Sequences = cmp.Or(b.Sequences, 5*time.Second)
 	b.Own = cmp.Or(b.Own, 5*time.Second)

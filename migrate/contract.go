@@ -130,6 +130,29 @@ type Link interface {
 	Drop(ctx context.Context) error
 }
 
+// A Settler is a Link that follows changes of tables, too, and so may be in the middle of one, or have
+// one to notice, at the moment of a switch.
+type Settler interface {
+	Link
+
+	// Settle returns nil when the link has nothing outstanding but rows, whatever was committed at the
+	// origin before the call; until Unsettle is called it changes nothing but rows. It returns at
+	// once, with an error where there is something. Repeated, it looks once more.
+	Settle(ctx context.Context) error
+	Unsettle()
+}
+
+// A Recopier is a Link that copies tables anew when it is asked to.
+type Recopier interface {
+	Link
+
+	// Known returns tables, named as on either side, as the origin calls them. The error names one
+	// that the link does not move.
+	Known(tables []string) ([]string, error)
+	// Wake tells a link that runs that there is something new in [Migration.Asked].
+	Wake()
+}
+
 // TableProgress is how far the copy of one table is.
 type TableProgress struct {
 	Table     string `json:"table"` // as people read it: public.users

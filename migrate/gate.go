@@ -69,10 +69,14 @@ func (m *Migration) gatesBefore(p Phase) []Gate {
 	return gates
 }
 
-// waitGates returns when every gate of a phase was open in one round.
+// waitGates returns when every gate of a phase was open in one round. A proof that no longer holds is
+// not waited for: it has to be made again, in another phase.
 func (m *Migration) waitGates(ctx context.Context, p Phase) error {
 	defer m.update(func(l *live) { l.waitingFor, l.resting = "", false })
 	for {
+		if p == Promoting && m.snapshot().proven.Time.IsZero() {
+			return errInterrupted
+		}
 		closed, err := m.measureGates(ctx, p)
 		if err != nil || closed == "" {
 			return err

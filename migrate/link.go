@@ -47,6 +47,9 @@ func (m *Migration) runLink(ctx context.Context, p Phase) error {
 	m.mu.Lock()
 	relink, lost := m.mu.live.relink, m.mu.live.linkErr
 	m.mu.live.relink = false
+	if relink {
+		m.mu.live.linkErr = nil
+	}
 	m.mu.Unlock()
 	link := m.linkFrom(from)
 	switch {

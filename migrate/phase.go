@@ -36,4 +36,5 @@ const (
 	Rollback Verb = "rollback"
 	Complete Verb = "complete"
 	Cancel   Verb = "cancel"
+	Resync   Verb = "resync"
 )

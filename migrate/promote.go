@@ -312,6 +312,10 @@ func (m *Migration) dropLeftover(ctx context.Context) {
 }
 
 func (m *Migration) deltaAhead(ctx context.Context, a *attempt) error {
+	// Arming has changed the catalog: looked at now, it need not be read under the fence.
+	if err := errors.Join(m.settle(ctx, a), m.unsettle(ctx, a)); err != nil {
+		return err
+	}
 	p, err := m.cfg.Verifier.Delta(ctx, a.from, false)
 	if errors.Is(err, ErrNoProof) {
 		return m.proveExact(ctx, a.from)
@@ -389,6 +393,29 @@ func (m *Migration) drain(ctx context.Context, a *attempt) error {
 	return a.link.WaitSignal(ctx, a.nonce)
 }
 
+// settle makes sure that the link has missed no change of a table, and begins to follow none.
+func (m *Migration) settle(ctx context.Context, a *attempt) error {
+	if s, ok := a.link.(Settler); ok {
+		return s.Settle(ctx)
+	}
+	return nil
+}
+
+func (m *Migration) unsettle(_ context.Context, a *attempt) error {
+	if s, ok := a.link.(Settler); ok {
+		s.Unsettle()
+	}
+	return nil
+}
+
+// finalSequences also looks whether tables changed while the proof was made.
+func (m *Migration) finalSequences(ctx context.Context, a *attempt) error {
+	if err := m.moveSequences(ctx, a); err != nil {
+		return err
+	}
+	return m.settle(ctx, a)
+}
+
 func (m *Migration) proveFenced(ctx context.Context, a *attempt) error {
 	p, err := m.cfg.Verifier.Delta(ctx, a.from, true)
 	if err != nil {
@@ -431,6 +458,9 @@ func (m *Migration) switchLink(ctx context.Context, a *attempt) error {
 	m.stopLink()
 	if a.link == nil {
 		return nil
+	}
+	if err := m.unsettle(ctx, a); err != nil {
+		return err
 	}
 	if err := m.stillDrives(ctx); err != nil {
 		return err

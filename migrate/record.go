@@ -66,6 +66,9 @@ type fact struct {
 	Gate string `json:"gate,omitempty"`
 	Open bool   `json:"open,omitempty"`
 
+	Tables   []string `json:"tables,omitempty"`   // resync: which
+	Answered int64    `json:"answered,omitempty"` // the resyncs up to that record are done
+
 	Owner     Side       `json:"owner,omitempty"`
 	Epoch     int64      `json:"epoch,omitempty"`
 	Attempt   int64      `json:"attempt,omitempty"` // epoch that a promotion tries
@@ -96,6 +99,7 @@ type state struct {
 	parked    string            // what a person must do first, after a failure
 	undone    int               // promotions that undid themselves, in a row
 	approvals map[string]string // gate -> who
+	asked     []Ask             // for which tables somebody wants to be copied anew, oldest first
 
 	owner   Side
 	epoch   int64 // highest seen in the databases
@@ -123,6 +127,7 @@ func (s *state) clone() state {
 	c := *s
 	c.done = maps.Clone(s.done)
 	c.approvals = maps.Clone(s.approvals)
+	c.asked = slices.Clone(s.asked)
 	c.promotions = slices.Clone(s.promotions)
 	c.phases = slices.Clone(s.phases)
 	return c
@@ -142,6 +147,8 @@ func (s *state) apply(r record) {
 		s.applyStep(r)
 	case eventCommand:
 		s.applyCommand(r)
+	case eventDDL:
+		s.asked = slices.DeleteFunc(s.asked, func(a Ask) bool { return a.Number <= f.Answered })
 	case eventProof:
 		s.applyProof(f)
 	case eventPromotion:
@@ -185,10 +192,10 @@ func (s *state) applyPhase(r record) {
 			}
 		}
 	case r.Phase == Promoted || r.Phase == RolledBack:
-		s.wish, s.parked, s.undone, s.goOn, s.reads = "", "", 0, false, 0
+		s.wish, s.parked, s.undone, s.goOn, s.reads, s.asked = "", "", 0, false, 0, nil
 		clear(s.approvals)
 	case r.Phase == Completed || r.Phase == Cancelled:
-		s.wish, s.parked, s.reads = "", "", 0
+		s.wish, s.parked, s.reads, s.asked = "", "", 0, nil
 	}
 }
 
@@ -233,6 +240,9 @@ func (s *state) applyCommand(r record) {
 		s.goOn, s.parked, s.undone, s.err, s.hint = true, "", 0, "", ""
 	case Rollback, Complete, Cancel:
 		s.wish = r.Fact.Verb
+	case Resync:
+		s.asked = append(s.asked, Ask{Number: r.Seq, Tables: r.Fact.Tables, By: r.Actor})
+		s.proof, s.proven = nil, Proof{} // rows change that are not in the stream
 	}
 }
 

@@ -32,6 +32,7 @@ type Status struct {
 	Copied     *Copied         `json:"copied,omitempty"`
 	Build      *Build          `json:"build,omitempty"`   // indexes and constraints after the load
 	Checked    *Progress       `json:"checked,omitempty"` // of a comparison that runs
+	Recopy     *Recopy         `json:"recopy,omitempty"`  // tables that are being copied anew while the link stands
 	Lag        *Lag            `json:"lag,omitempty"`
 	Gates      []GateState     `json:"gates,omitempty"`
 	Proof      *Proof          `json:"proof,omitempty"`       // the newest exact one
@@ -49,6 +50,12 @@ type Build struct {
 	What  string `json:"what"`
 	Done  int    `json:"done"`
 	Total int    `json:"total"`
+}
+
+// A Recopy is tables that are copied anew beside the steps, or wait for it.
+type Recopy struct {
+	Why    string          `json:"why"`
+	Tables []TableProgress `json:"tables"`
 }
 
 // A GateState is a condition with its measured value.

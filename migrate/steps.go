@@ -171,7 +171,7 @@ func promotionAhead(b Budgets) []step {
 			run: (*Migration).prepareOpposite, undo: (*Migration).dropOpposite,
 		},
 		{
-			Step: Step{Phase: Promoting, Name: "delta", Does: "compares what was touched since the last proof, live, so that little is left to compare under the fence", Known: nothing, Budget: b.Prepare},
+			Step: Step{Phase: Promoting, Name: "delta", Does: "looks at the owner's catalog, and compares what was touched since the last proof, live, so that little is left for under the fence", Known: nothing, Budget: b.Prepare},
 			run:  (*Migration).deltaAhead,
 		},
 		{
@@ -221,12 +221,20 @@ func promotionHeld(b Budgets) []step {
 			run:  (*Migration).drain,
 		},
 		{
+			Step: Step{
+				Phase: Promoting, Name: "settle",
+				Does: "(3) the owner's catalog is looked at once more: no table has changed in a way that the link has yet to follow, and from here on it changes nothing but rows",
+				Undo: "the link follows changes of tables again", Known: nothing, Budget: b.Settle, Waits: true,
+			},
+			run: (*Migration).settle, undo: (*Migration).unsettle,
+		},
+		{
 			Step: Step{Phase: Promoting, Name: "prove-fenced", Does: "(4) what was touched since the last proof is compared while nobody writes: the whole database is proved equal", Known: nothing, Budget: b.Proof, Waits: true},
 			run:  (*Migration).proveFenced,
 		},
 		{
-			Step: Step{Phase: Promoting, Name: stepSequences, Does: "(5) sequences, final", Undo: "they stay ahead", Known: "never moved backward", Budget: b.Sequences, Waits: true},
-			run:  (*Migration).moveSequences,
+			Step: Step{Phase: Promoting, Name: stepSequences, Does: "(5) sequences, final; and the catalog a last time", Undo: "they stay ahead", Known: "never moved backward", Budget: b.Sequences, Waits: true},
+			run:  (*Migration).finalSequences,
 		},
 		{
 			Step: Step{

@@ -16,6 +16,7 @@ type live struct {
 	tables     []TableProgress
 	build      *Build
 	checked    *Progress
+	recopy     *Recopy
 	copied     *Copied // of the load that just ended, until its step is journaled
 	sequences  int     // moved by the step that runs
 	blockers   []Blocker
@@ -74,6 +75,7 @@ func (m *Migration) Status() Status {
 	if err := cmpErr(l.trouble, l.linkErr); err != nil {
 		st.Error, st.Hint = err.Error(), hint.Of(err)
 	}
+	st.Recopy = m.recopyLocked()
 	st.Rollback = m.verdictLocked()
 	return st
 }
@@ -93,6 +95,8 @@ func (m *Migration) verdictLocked() RollbackVerdict {
 		because = append(because, "the reverse link stopped: "+l.linkErr.Error())
 	case s.paused:
 		because = append(because, "paused: the reverse link does not run")
+	case m.recopyLocked() != nil:
+		because = append(because, "tables of the old database are being copied anew")
 	case l.link == nil || l.linkFrom != Target:
 		because = append(because, "the reverse link does not run")
 	case l.lag == nil:

@@ -202,6 +202,9 @@ func summary(s migrate.Status) string {
 	if s.Build != nil {
 		parts = append(parts, fmt.Sprintf("%d/%d %s", s.Build.Done, s.Build.Total, s.Build.What))
 	}
+	if s.Recopy != nil {
+		parts = append(parts, "copies tables anew")
+	}
 	if s.Lag != nil {
 		parts = append(parts, fmt.Sprintf("lag %s, %s", units.Bytes(s.Lag.Bytes), units.Duration(s.Lag.Time)), units.Count(s.Lag.Rows)+" changes applied")
 		if s.Lag.Decided > 0 {

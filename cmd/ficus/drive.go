@@ -154,6 +154,9 @@ func (a *app) showStatus(s migrate.Status) {
 	if c := s.Copied; c != nil {
 		rows = append(rows, []string{"  copied", fmt.Sprintf("%s rows, %s, in %s", units.Count(c.Rows), units.Bytes(c.Bytes), units.Duration(c.Elapsed))})
 	}
+	if r := s.Recopy; r != nil {
+		rows = append(rows, []string{"  copies anew", recopyText(r)})
+	}
 	for _, g := range s.Gates {
 		state := "closed"
 		if g.Open {

@@ -295,7 +295,7 @@ func resumed(ctx context.Context, m *migrate.Migration) bool {
 		case "phase":
 			asked = false // what was asked before was answered by this
 		case "command":
-			asked = asked || slices.Contains([]migrate.Verb{migrate.Resume, migrate.Cancel, migrate.Complete}, migrate.Verb(e.Message))
+			asked = asked || slices.Contains([]migrate.Verb{migrate.Resume, migrate.Resync, migrate.Cancel, migrate.Complete}, migrate.Verb(e.Message))
 		}
 		if asked && e.Seq >= now {
 			return true

@@ -151,6 +151,7 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 		a.playbooksCommand(), a.cleanupCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.verbCommands()...)
+	root.AddCommand(a.resyncCommand())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		c.Args, c.RunE = cobra.ArbitraryArgs, runGroup

@@ -21,6 +21,7 @@ import (
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/sync/apply"
+	"github.com/ficus-migrate/ficus/sync/ddl"
 	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/sync/snapshot"
 	"github.com/ficus-migrate/ficus/sync/source"
@@ -36,6 +37,7 @@ type engine struct {
 	gateway   *gateway.Gateway // nil without one
 	forward   *link.Link
 	reverse   *link.Link // nil when the rules are lossy
+	follower  *ddl.Follower
 	sides     map[migrate.Side]*fence.Database
 	verifier  *verifier
 
@@ -80,6 +82,10 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 		return nil, err
 	}
 	if err := e.wireLinks(ctx, cfg); err != nil {
+		e.Close()
+		return nil, err
+	}
+	if err := e.wireFollower(ctx, cfg); err != nil {
 		e.Close()
 		return nil, err
 	}
@@ -161,7 +167,7 @@ func (e *engine) warnings() []string {
 			all = append(all, l.Warnings()...)
 		}
 	}
-	return all
+	return append(all, e.follower.Warnings()...)
 }
 
 // onConflict is the playbook's choice in the link's terms.
@@ -269,7 +275,7 @@ func nextPort(addr string) (string, error) {
 
 func (e *engine) wireMigration(cfg engineConfig) error {
 	j := e.job
-	forward := followingLink{linkAdapter{e.forward}, e.forwardFollower(cfg)}
+	forward := followingLink{linkAdapter{e.forward}, e.follower}
 	c := migrate.Config{
 		Name: j.playbook.Name, Playbook: j.recipe, SourceDSN: j.source.String(), TargetDSN: j.target.String(),
 		Source: e.sides[migrate.Source], Target: e.sides[migrate.Target],
@@ -396,6 +402,9 @@ var errOver = errors.New("migration is over")
 func (e *engine) Close() {
 	if e.verifier != nil {
 		e.verifier.Close()
+	}
+	if e.follower != nil {
+		e.follower.Close()
 	}
 	for _, l := range []*link.Link{e.forward, e.reverse} {
 		if l != nil {

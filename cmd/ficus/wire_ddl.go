@@ -8,6 +8,7 @@ import (
 	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/ddl"
+	"github.com/ficus-migrate/ficus/sync/snapshot"
 )
 
 // A followingLink is a link that follows DDL, as the workflow wants it (migrate.Link).
@@ -20,6 +21,25 @@ type followingLink struct {
 // Run implements [migrate.Link].
 func (l followingLink) Run(ctx context.Context) error { return l.follower.Run(ctx) }
 
+// Settle implements [migrate.Settler].
+func (l followingLink) Settle(ctx context.Context) error { return l.follower.Settle(ctx) }
+
+// Unsettle implements [migrate.Settler].
+func (l followingLink) Unsettle() { l.follower.Unsettle() }
+
+// Known implements [migrate.Recopier].
+func (l followingLink) Known(tables []string) ([]string, error) {
+	known, err := l.follower.Known(tables)
+	names := make([]string, len(known))
+	for i, t := range known {
+		names[i] = t.Display()
+	}
+	return names, err
+}
+
+// Wake implements [migrate.Recopier].
+func (l followingLink) Wake() { l.follower.Wake() }
+
 // choice is what a playbook says of what moves, in the follower's terms.
 func (j *job) choice() ddl.Choice {
 	p := j.playbook
@@ -29,17 +49,49 @@ func (j *job) choice() ddl.Choice {
 	}
 }
 
-// forwardFollower lets the forward link follow the source's DDL.
-func (e *engine) forwardFollower(cfg engineConfig) *ddl.Follower {
+// wireFollower lets the forward link follow the source's DDL.
+func (e *engine) wireFollower(ctx context.Context, cfg engineConfig) (err error) {
 	j := e.job
 	p := j.playbook
-	return ddl.New(ddl.Config{
+	e.follower, err = ddl.New(ctx, ddl.Config{
 		Migration: p.Name, Origin: j.source, Destination: j.target, Link: e.forward,
-		Opposite: e.remapReverse, Plans: forwardPlans{e, cfg.Store}, Host: ddlHost{e, migrate.Source},
+		Opposite: e.remapReverse, Plans: forwardPlans{e, cfg.Store}, Host: ddlHost{e, migrate.Source}, Requests: requestsOf{e},
 		Choice: j.choice(), Safe: p.Follow.DDL == "safe", MakesTables: p.CopiesSchema(), Tools: j.tools, Dir: cfg.Dir,
-		Workers: p.Copy.Workers, ChunkBytes: int64(p.Copy.Chunk), Log: cfg.Log,
+		Workers: p.Copy.Workers, ChunkBytes: int64(p.Copy.Chunk), Progress: e.recopying, Log: cfg.Log,
 	})
+	return err
 }
+
+// recopying shows how far tables are that are copied anew.
+func (e *engine) recopying(why string, t *snapshot.Table) {
+	if t == nil {
+		e.migration.Recopying(why, nil)
+		return
+	}
+	p := tableProgress(*t)
+	e.migration.Recopying(why, &p)
+}
+
+// requestsOf are what operators ask of a migration's link.
+type requestsOf struct{ engine *engine }
+
+// Asked implements [ddl.Requests].
+func (r requestsOf) Asked() []ddl.Ask {
+	var asks []ddl.Ask
+	for _, a := range r.engine.migration.Asked() {
+		ask := ddl.Ask{Number: a.Number, By: a.By}
+		for _, name := range a.Tables {
+			if t, err := schema.ParseName(name); err == nil { // the link said it so
+				ask.Tables = append(ask.Tables, t)
+			}
+		}
+		asks = append(asks, ask)
+	}
+	return asks
+}
+
+// Answered implements [ddl.Requests].
+func (r requestsOf) Answered(number int64) { r.engine.migration.Answered(number) }
 
 // remapReverse tells the reverse link what the forward link moves now.
 func (e *engine) remapReverse(ctx context.Context) error {

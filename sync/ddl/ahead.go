@@ -58,7 +58,7 @@ func (f *Follower) reshape(ctx context.Context, v *view, known *transform.Mappin
 	if err := f.cfg.Plans.Replace(s.next); err != nil {
 		return err
 	}
-	f.tell(ctx, "takes table " + s.String() + ", ahead of its copy")
+	f.tell(ctx, "takes table "+s.String()+", ahead of its copy")
 	return ErrReshaped
 }
 

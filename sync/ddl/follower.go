@@ -1,14 +1,18 @@
 package ddl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ficus-migrate/ficus/internal/pg"
+	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/dump"
 	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/link"
@@ -17,6 +21,9 @@ import (
 
 // lockWait bounds how long readers of the destination may wait behind a statement that follows DDL.
 const lockWait = 500 * time.Millisecond
+
+// ErrBusy says that a change of tables is being followed, or has yet to be.
+var ErrBusy = errors.New("tables changed")
 
 // A Host is the migration that a link belongs to.
 type Host interface {
@@ -49,6 +56,21 @@ type Plans interface {
 	Loses(next *Plan) []string
 }
 
+// Requests are what operators ask for beside the stream.
+type Requests interface {
+	// Asked returns the requests that are not answered, the oldest first.
+	Asked() []Ask
+	// Answered is called when the requests up to a number are fulfilled.
+	Answered(number int64)
+}
+
+// An Ask is a request to copy tables anew.
+type Ask struct {
+	Number int64 // higher than that of any earlier request
+	Tables []schema.Name
+	By     string
+}
+
 // Config holds what a Follower needs. Fields without a stated default are required.
 type Config struct {
 	Migration           string // its name, for advice
@@ -58,6 +80,7 @@ type Config struct {
 	Opposite func(context.Context) error
 	Plans    Plans
 	Host     Host
+	Requests Requests
 
 	Choice Choice
 	// Safe lets what is safe be followed; the rest stops the link, as does everything without it.
@@ -70,6 +93,11 @@ type Config struct {
 
 	Workers    int   // see [link.LoadConfig]
 	ChunkBytes int64 // see [link.LoadConfig]
+	// Progress is told how far a table is that is being copied anew, and nil when all are. It must not
+	// block. Default: nobody is told.
+	Progress func(why string, t *snapshot.Table)
+	// Look is how often the origin's catalog is looked at. Default 2 s.
+	Look time.Duration
 	// Log receives what an operator may want to know. Default: nothing.
 	Log *slog.Logger
 }
@@ -78,20 +106,40 @@ type Config struct {
 type Follower struct {
 	cfg   Config
 	watch watcher
+
+	watching *pgxpool.Pool // one session at the origin, for the watcher's looks
+	woken    chan struct{} // holds one when there may be a new request
+	// acting is held by whoever changes anything but rows at the destination, and by Settle.
+	acting lock
+
+	mu struct {
+		sync.Mutex
+		settled bool  // Settle holds acting
+		trouble error // for which act tries again
+	}
 }
 
-// New returns a Follower. It starts nothing.
-func New(cfg Config) *Follower {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+// New returns a Follower that touches no database yet. Close it when done.
+func New(ctx context.Context, cfg Config) (*Follower, error) {
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.Look = cmp.Or(cfg.Look, lookEvery)
+	if cfg.Progress == nil {
+		cfg.Progress = func(string, *snapshot.Table) {}
 	}
-	return &Follower{cfg: cfg}
+	f := &Follower{cfg: cfg, woken: make(chan struct{}, 1), acting: newLock()}
+	f.watch.looking = newLock()
+	var err error
+	f.watching, err = cfg.Origin.Pool(ctx, "watch", 1)
+	return f, err
 }
+
+// Close ends the session that looks at the origin's catalog.
+func (f *Follower) Close() { f.watching.Close() }
 
 // Run follows until ctx is done, or until something stops the link that no retry mends.
 func (f *Follower) Run(ctx context.Context) error {
 	for {
-		err := f.finish(ctx)
+		err := f.act(ctx, f.outstanding)
 		if err == nil {
 			err = f.react(ctx, f.round(ctx))
 		}
@@ -104,11 +152,20 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-// round follows until the link stops, or the watcher has found something for which it must.
+// round follows until the link stops, somebody asks for something, or the watcher has found
+// something for which it must.
 func (f *Follower) round(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.cfg.Link.Run(ctx) })
 	g.Go(func() error { return f.watch.run(ctx, f) })
+	g.Go(func() error {
+		select {
+		case <-f.woken:
+			return errAsked
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
 	return g.Wait()
 }
 
@@ -118,13 +175,16 @@ func (f *Follower) react(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	if d, ok := errors.AsType[*drift](err); ok {
-		return f.drifted(ctx, d)
+		return f.act(ctx, func(ctx context.Context) error { return f.drifted(ctx, d) })
 	}
 	if change, ok := errors.AsType[*apply.SchemaChange](err); ok {
-		return f.streamed(ctx, change)
+		return f.act(ctx, func(ctx context.Context) error { return f.streamed(ctx, change) })
 	}
-	if made, lookErr := f.madePartitions(ctx, err); made || lookErr != nil {
-		return lookErr
+	if f.cfg.Safe && pg.Code(err) == codeNoPartition {
+		return f.act(ctx, func(ctx context.Context) error { return f.unpartitioned(ctx, err) })
+	}
+	if errors.Is(err, errAsked) {
+		return nil
 	}
 	return err
 }
@@ -134,6 +194,14 @@ func Interrupted(err error) bool {
 	_, drifted := errors.AsType[*drift](err)
 	_, changed := errors.AsType[*apply.SchemaChange](err)
 	return drifted || changed
+}
+
+// outstanding does what is written down and not done, and what was asked for.
+func (f *Follower) outstanding(ctx context.Context) error {
+	if err := f.finish(ctx); err != nil {
+		return err
+	}
+	return f.answer(ctx)
 }
 
 // finish brings a change through that was written down, by this process or one that was killed.
@@ -178,10 +246,11 @@ func (f *Follower) finish(ctx context.Context) error {
 // copyAgain copies tables anew.
 func (f *Follower) copyAgain(ctx context.Context, p *Pending) error {
 	for _, t := range p.Resync {
-		f.tell(ctx, "copies table " + t.Display() + " anew: " + p.Why)
+		f.tell(ctx, "copies table "+t.Display()+" anew: "+p.Why)
 	}
+	defer f.cfg.Progress(p.Why, nil)
 	_, err := f.cfg.Link.Resync(ctx, p.Resync, link.LoadConfig{
-		Workers: f.cfg.Workers, ChunkBytes: f.cfg.ChunkBytes, Progress: func(snapshot.Table) {},
+		Workers: f.cfg.Workers, ChunkBytes: f.cfg.ChunkBytes, Progress: func(t snapshot.Table) { f.cfg.Progress(p.Why, &t) },
 		Locked: func(ctx context.Context) error { return f.unchanged(ctx, p.Resync, f.cfg.Safe) },
 	})
 	return err

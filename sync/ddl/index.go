@@ -78,7 +78,7 @@ func (f *Follower) index(ctx context.Context, v *view) error {
 		case err != nil:
 			f.warn(Warning{x.Table.Display(), "new-index", x.Name + " is new at the source, and the target refuses it: " + err.Error(), x.SQL})
 		default:
-			f.tell(ctx, "followed DDL: " + x.SQL)
+			f.tell(ctx, "followed DDL: "+x.SQL)
 		}
 		next := *f.cfg.Plans.Current()
 		next.Indexes = maps.Clone(next.Indexes)

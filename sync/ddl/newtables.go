@@ -62,7 +62,7 @@ func (f *Follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) er
 	if err := f.cfg.Plans.Replace(next); err != nil {
 		return err
 	}
-	f.tell(ctx, "takes in " + next.Pending.Why)
+	f.tell(ctx, "takes in "+next.Pending.Why)
 	return f.finish(ctx)
 }
 

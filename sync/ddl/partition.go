@@ -61,9 +61,9 @@ func (v *view) partitions(m *transform.Mapping) (come []inspect.Leaf, gone []sch
 // emptied notices a partition whose rows were written anew: by VACUUM FULL, which changes nothing, or
 // by TRUNCATE of the partition alone, which is not in the stream of its table. As nobody can tell which,
 // everything has to be compared again before the switch.
-func (f *Follower) emptied(v *view, m *transform.Mapping) error {
+func (f *Follower) emptied(v *view, m *transform.Mapping) (found bool, err error) {
 	if m.Source.Kind != schema.Partitioned || v.plan.Files == nil {
-		return nil
+		return false, nil
 	}
 	for _, l := range v.leaves[m.Source.Name] {
 		file, known := v.plan.Files[l.OID]
@@ -77,12 +77,13 @@ func (f *Follower) emptied(v *view, m *transform.Mapping) error {
 		if f.watch.warned[w] {
 			continue
 		}
+		found = true
 		if err := f.cfg.Host.Unprove("partition " + l.Name.Display() + " was truncated or written anew"); err != nil {
-			return err
+			return true, err
 		}
 		f.warn(w)
 	}
-	return nil
+	return found, nil
 }
 
 // repartition follows partitions that came or went: rows that came or went with them are not in the
@@ -144,7 +145,7 @@ func (f *Follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 	if err := f.cfg.Plans.Replace(&next); err != nil {
 		return err
 	}
-	f.tell(ctx, "follows " + mark)
+	f.tell(ctx, "follows "+mark)
 	if next.Pending == nil {
 		return f.cfg.Host.Arm(ctx)
 	}

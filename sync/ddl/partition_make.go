@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
-	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/schema/evolve"
 	"github.com/ficus-migrate/ficus/schema/inspect"
@@ -86,7 +85,7 @@ func (f *Follower) makePartitions(ctx context.Context, m *transform.Mapping, com
 		if err := runDDL(ctx, target, []evolve.Statement{{SQL: sql}}); err != nil {
 			return made, fmt.Errorf("partition %s: %w", p.name.Display(), err)
 		}
-		f.tell(ctx, "followed DDL: " + sql)
+		f.tell(ctx, "followed DDL: "+sql)
 		made++
 	}
 	return made, nil
@@ -120,31 +119,31 @@ func (f *Follower) detachPartitions(ctx context.Context, m *transform.Mapping, g
 		if err := runDDL(ctx, target, []evolve.Statement{{SQL: *sql}}); err != nil {
 			return done, fmt.Errorf("partition %s: %w", t.Name.Display(), err)
 		}
-		f.tell(ctx, "followed DDL: " + *sql)
+		f.tell(ctx, "followed DDL: "+*sql)
 		done++
 	}
 	return done, nil
 }
 
-// madePartitions looks for partitions that the target lacks after it refused a row for want of one,
-// and reports whether it made some: then the link may go on.
-func (f *Follower) madePartitions(ctx context.Context, err error) (bool, error) {
-	if !f.cfg.Safe || pg.Code(err) != codeNoPartition {
-		return false, nil
-	}
-	v, lookErr := f.look(ctx)
-	if lookErr != nil {
-		return false, lookErr
+// unpartitioned looks for partitions that the destination lacks after it refused a row for want of
+// one: where it made some, the link may go on.
+func (f *Follower) unpartitioned(ctx context.Context, refusal error) error {
+	v, err := f.look(ctx)
+	if err != nil {
+		return err
 	}
 	made := 0
 	for i := range v.plan.Mappings {
 		m := &v.plan.Mappings[i]
 		come, _ := v.partitions(m)
-		n, makeErr := f.makePartitions(ctx, m, come)
-		if makeErr != nil {
-			return false, hint.Wrap(makeErr, "make the partition on the target, then resume: ficus resume %s", f.cfg.Migration)
+		n, err := f.makePartitions(ctx, m, come)
+		if err != nil {
+			return hint.Wrap(err, "make the partition on the target, then resume: ficus resume %s", f.cfg.Migration)
 		}
 		made += n
 	}
-	return made > 0, nil
+	if made == 0 {
+		return refusal
+	}
+	return nil
 }

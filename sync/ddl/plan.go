@@ -31,6 +31,8 @@ type Plan struct {
 	Told string `json:"told,omitempty"`
 	// Pending is a change of the tables that is not yet through.
 	Pending *Pending `json:"pending,omitempty"`
+	// Taken is the number of the newest request that became Pending.
+	Taken int64 `json:"taken,omitempty"`
 }
 
 // A Pending change is written down before it begins, so that a process which is killed in the middle

@@ -195,7 +195,7 @@ func (f *Follower) execute(ctx context.Context, s *step, again []schema.Name) er
 		return f.refuse(s.known.Source.Name, s.why+": the target refused to follow: "+err.Error(), f.adviceHand(s))
 	}
 	for _, st := range s.statements {
-		f.tell(ctx, "followed DDL: " + st.SQL)
+		f.tell(ctx, "followed DDL: "+st.SQL)
 	}
 	return f.adopt(ctx, s, again)
 }
@@ -232,6 +232,6 @@ func (f *Follower) adopt(ctx context.Context, s *step, again []schema.Name) erro
 	if err := f.cfg.Plans.Replace(s.next); err != nil {
 		return err
 	}
-	f.tell(ctx, "follows " + why)
+	f.tell(ctx, "follows "+why)
 	return f.finish(ctx)
 }

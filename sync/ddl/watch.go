@@ -13,8 +13,8 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
-// watchEvery is how often the source's catalog is looked at.
-const watchEvery = 2 * time.Second
+// lookEvery is how often the source's catalog is looked at.
+const lookEvery = 2 * time.Second
 
 // stampSQL is one value that changes with every DDL of interest: cheap enough to ask for again and
 // again. VACUUM and ANALYZE do not move it: they change catalog rows in place.
@@ -34,8 +34,9 @@ SELECT concat_ws(' ',
 
 // A watcher looks for DDL that the stream does not show.
 type watcher struct {
-	stamp  string           // of the catalog that was looked at last
-	warned map[Warning]bool // what was told already
+	looking lock             // guards the others
+	stamp   string           // of the catalog that was looked at last, if it showed nothing to do
+	warned  map[Warning]bool // what was told already
 }
 
 // A drift is what the watcher found: the link has applied everything that was committed before the
@@ -46,7 +47,7 @@ func (d *drift) Error() string { return "the source's catalog has changed" }
 
 // run watches until ctx ends or a drift is found.
 func (w *watcher) run(ctx context.Context, f *Follower) error {
-	tick := time.NewTicker(watchEvery)
+	tick := time.NewTicker(f.cfg.Look)
 	defer tick.Stop()
 	for {
 		d, err := w.glance(ctx, f)
@@ -64,29 +65,12 @@ func (w *watcher) run(ctx context.Context, f *Follower) error {
 	}
 }
 
-// glance looks at the catalog if it moved since the last time.
+// glance looks at the catalog, and deals with what needs no standstill. It returns a drift once the
+// link has applied everything that was committed before the look.
 func (w *watcher) glance(ctx context.Context, f *Follower) (*drift, error) {
-	conn, err := f.cfg.Origin.Connect(ctx, "watch")
-	if err != nil {
+	found, err := f.glimpse(ctx)
+	if err != nil || found == nil || !found.stands && !found.build {
 		return nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	var stamp string
-	if err := conn.QueryRow(ctx, stampSQL).Scan(&stamp); err != nil || stamp == w.stamp {
-		return nil, err
-	}
-	v, err := f.look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	stands, err := f.concerns(v)
-	if err != nil {
-		return nil, err
-	}
-	build := f.newIndexes(v)
-	if !stands && !build {
-		w.stamp = stamp
-		return nil, nil
 	}
 	nonce := "ddl-" + rand.Text()
 	if err := f.cfg.Host.Signal(ctx, nonce); err != nil {
@@ -96,41 +80,82 @@ func (w *watcher) glance(ctx context.Context, f *Follower) (*drift, error) {
 		<-ctx.Done()
 		return nil, context.Cause(ctx)
 	}
-	if stands {
-		return &drift{v}, nil
+	if found.stands {
+		return &drift{found.view}, nil
 	}
-	return nil, f.index(ctx, v)
+	return nil, f.act(ctx, func(ctx context.Context) error { return f.index(ctx, found.view) })
 }
 
-// concerns reports whether the link must stand still because of something in a view, and warns of
+// A finding is what a look at the catalog shows.
+type finding struct {
+	view *view
+
+	stands  bool // the link must stand still because of it
+	build   bool // there are indexes to build
+	emptied bool // a partition was truncated or written anew, which was not known
+}
+
+func (c *finding) any() bool { return c.stands || c.build || c.emptied }
+
+// glimpse looks at the catalog if it moved since the last time; nil when it did not. What it finds
+// is found again by the next look, until it is dealt with.
+func (f *Follower) glimpse(ctx context.Context) (*finding, error) {
+	w := &f.watch
+	if err := w.looking.take(ctx); err != nil {
+		return nil, err
+	}
+	defer w.looking.free()
+	var stamp string
+	if err := f.watching.QueryRow(ctx, stampSQL).Scan(&stamp); err != nil || stamp == w.stamp {
+		return nil, f.cfg.Origin.Redact(err)
+	}
+	v, err := f.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found := &finding{view: v}
+	if err := f.concerns(found); err != nil {
+		return nil, err
+	}
+	found.build = f.newIndexes(v)
+	if !found.stands && !found.build {
+		w.stamp = stamp
+	}
+	return found, nil
+}
+
+// concerns finds out whether the link must stand still because of something in a view, and warns of
 // what needs no more than that.
-func (f *Follower) concerns(v *view) (found bool, err error) {
+func (f *Follower) concerns(found *finding) error {
+	v := found.view
 	for i := range v.plan.Mappings {
 		m := &v.plan.Mappings[i]
 		now, why := v.find(&m.Source)
 		if why != "" {
-			found = true
+			found.stands = true
 			continue
 		}
 		e := evolve.Compare(&m.Source, nil, now)
-		found = found || shapeChanged(e) || f.cfg.Safe && hasPassive(e)
+		found.stands = found.stands || shapeChanged(e) || f.cfg.Safe && hasPassive(e)
 		for _, d := range e.Differences {
 			if passive(d.Kind) && (!f.cfg.Safe || d.Kind == evolve.GeneratedNew) {
 				f.warn(Warning{m.Source.Name.Display(), "ddl", d.String() + " at the source, not on the target", "do the same on the target"})
 			}
 		}
 		come, gone := v.partitions(m)
-		found = found || len(come)+len(gone) > 0
-		if err := f.emptied(v, m); err != nil {
-			return false, err
+		found.stands = found.stands || len(come)+len(gone) > 0
+		emptied, err := f.emptied(v, m)
+		if err != nil {
+			return err
 		}
+		found.emptied = found.emptied || emptied
 	}
 	for _, t := range f.newTables(v) {
-		if found = found || f.cfg.Safe; !f.cfg.Safe {
+		if found.stands = found.stands || f.cfg.Safe; !f.cfg.Safe {
 			f.warn(Warning{t.Name.Display(), "new-table", "the table is new at the source and does not move", "with follow.ddl: safe it would; or leave it out by select.exclude"})
 		}
 	}
-	return found, nil
+	return nil
 }
 
 func hasPassive(e *evolve.Evolution) bool {
@@ -205,7 +230,7 @@ func (f *Follower) lost(ctx context.Context, m *transform.Mapping, why string) e
 	if err := f.cfg.Plans.Replace(&next); err != nil {
 		return err
 	}
-	f.tell(ctx, "goes on without table " + m.Source.Name.Display())
+	f.tell(ctx, "goes on without table "+m.Source.Name.Display())
 	return f.finish(ctx)
 }
 
