@@ -224,7 +224,7 @@ func (w *foreign) take(m change.Message) *ForeignWrite {
 		}
 		w.one.At, w.one.LSN, w.one.More = m.Commit.CommitTime, m.Commit.EndLSN, w.rows-1
 		return w.one
-	default: // relations and types are the decoder's
+	case change.KindRelation, change.KindType, change.KindOrigin, change.KindMessage, change.KindSubtransaction: // the decoder's, or nobody's
 	}
 	return nil
 }

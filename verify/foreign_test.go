@@ -133,5 +133,7 @@ func TestForeignRole(t *testing.T) {
 		t.Errorf("%s: not by %s, whose session is still there", f, role)
 	}
 	cancel()
-	<-done
+	if err := <-done; err == nil {
+		t.Error("it ended without a reason")
+	}
 }

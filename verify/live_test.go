@@ -100,7 +100,10 @@ CREATE TABLE c (x text, y int, v text, PRIMARY KEY (y, x)); INSERT INTO c SELECT
 			continue
 		case <-alarms:
 			continue
-		case <-done:
+		case err := <-done:
+			if ctx.Err() == nil {
+				t.Error(err)
+			}
 		}
 		break
 	}
