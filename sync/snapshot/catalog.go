@@ -37,6 +37,7 @@ type piece struct {
 type target struct {
 	kind       string // pg_class.relkind, "" when there is no such table
 	referenced bool   // by another table's foreign key
+	filled     bool   // it has pages, if only of rows that are gone
 	triggers   bool   // that fire for an ordinary session
 	columns    []schema.Column
 }
@@ -95,6 +96,9 @@ func readVersions(ctx context.Context, source, target *pgx.Conn) (v Versions, er
 func readTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mapping) ([]target, error) {
 	const tables = `
 SELECT i.n, c.relkind::text,
+       c.relkind = 'r' AND pg_relation_size(c.oid) > 0 OR EXISTS (
+           SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid
+           WHERE l.relkind NOT IN ('r', 'p') OR l.relkind = 'r' AND pg_relation_size(l.oid) > 0),
        EXISTS (SELECT FROM pg_constraint f WHERE f.confrelid = c.oid AND f.contype = 'f' AND f.conrelid <> c.oid),
        EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled IN ('O', 'A'))
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS i(s, t, n)
@@ -117,7 +121,7 @@ ORDER BY i.n, a.attnum`
 		return nil, err
 	}
 	t := target{columns: []schema.Column{}}
-	if _, err := pgx.ForEachRow(rows, []any{&n, &t.kind, &t.referenced, &t.triggers}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&n, &t.kind, &t.filled, &t.referenced, &t.triggers}, func() error {
 		targets[n-1] = t
 		return nil
 	}); err != nil {
@@ -194,6 +198,9 @@ func becomeReplica(ctx context.Context, conn *pgx.Conn) (ok bool, err error) {
 func empty(ctx context.Context, db manifest.DB, tables []*table, alone bool) error {
 	var list []string
 	for _, t := range tables {
+		if !t.filled { // most often they have just been made
+			continue
+		}
 		if !alone || !t.referenced {
 			list = append(list, t.truncated())
 			continue

@@ -58,7 +58,7 @@ func (d *diverter) Read(p []byte) (n int, err error) {
 
 // next looks at the header of a message. One that makes no sense goes to pgconn, which says so.
 func (d *diverter) next() {
-	size := int(int32(binary.BigEndian.Uint32(d.buf[d.r+1:]))) //nolint:gosec // the protocol's lengths are signed
+	size := int(int32(binary.BigEndian.Uint32(d.buf[d.r+1:])))
 	if d.to == nil || d.buf[d.r] != copyDataType || size <= messageHeader-1 {
 		d.pass = max(size, messageHeader-1) + 1
 		return

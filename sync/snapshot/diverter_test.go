@@ -16,7 +16,7 @@ import (
 // message appends a message of the server.
 func message(stream []byte, kind byte, body []byte) []byte {
 	stream = append(stream, kind)
-	stream = binary.BigEndian.AppendUint32(stream, uint32(len(body)+4)) //nolint:gosec // as long as a test makes it
+	stream = binary.BigEndian.AppendUint32(stream, uint32(len(body)+4))
 	return append(stream, body...)
 }
 
@@ -33,7 +33,7 @@ func (s *stutter) Read(p []byte) (int, error) { return s.from.Read(p[:1+s.rand.I
 // loses its place between messages, and a relay that loses or doubles the end of a block.
 func TestDiverterSplitsTheStream(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(200) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		body := func(most int) []byte {
 			b := make([]byte, r.IntN(most))

@@ -11,12 +11,16 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
+// leastFrozen is how large a chunk is that is worth freezing: for that the table gets a new file.
+const leastFrozen = 128 << 10
+
 // A table is one mapping on its way. Workers count into it, the reporter reads.
 type table struct {
 	m          *transform.Mapping
 	format     string
 	plain      bool // the target is an ordinary table
 	referenced bool // see target
+	filled     bool // see target
 	refresh    bool // TRUNCATE again together with COPY FREEZE: one chunk into a plain table
 	src        *source
 	kept       *manifest.Table // what an interrupted copy left and what stays; nil for nothing
@@ -42,7 +46,7 @@ type planLimits struct {
 
 // newTable decides how a table goes.
 func newTable(m *transform.Mapping, src *source, dst *target, versions Versions) *table {
-	t := &table{m: m, plain: dst.kind == "r", referenced: dst.referenced, src: src}
+	t := &table{m: m, plain: dst.kind == "r", referenced: dst.referenced, filled: dst.filled, src: src}
 	t.format, _ = Format(m, dst.columns, versions)
 	return t
 }
@@ -74,7 +78,7 @@ func (t *table) plan(limits planLimits) []chunk {
 		}
 	}
 	t.left.Store(int64(len(chunks)))
-	t.refresh = len(chunks) == 1 && kept == 0 && t.plain && !t.referenced
+	t.refresh = len(chunks) == 1 && kept == 0 && t.plain && !t.referenced && chunks[0].bytes >= leastFrozen
 	return chunks
 }
 

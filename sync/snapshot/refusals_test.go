@@ -38,7 +38,7 @@ func TestRefusals(t *testing.T) {
 			err: "read from the source: invalid input syntax for type integer: (not shown)", hint: "expression",
 		},
 		"referenced from elsewhere": {
-			source: "CREATE TABLE t (id int PRIMARY KEY)", target: "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE child (id int REFERENCES t)",
+			source: "CREATE TABLE t (id int PRIMARY KEY)", target: "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE child (id int REFERENCES t); INSERT INTO t VALUES (1)",
 			err: "empty the target's tables", hint: "foreign key",
 		},
 		"rows swallowed": {

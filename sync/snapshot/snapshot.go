@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,10 +18,6 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
-// defaultChunkBytes is small enough to keep workers busy to the end, large enough that a chunk's
-// fixed cost does not show.
-const defaultChunkBytes = 256 << 20
-
 // Config says what to copy. Fields without a stated default are required.
 type Config struct {
 	Source, Target pg.DSN
@@ -32,9 +27,8 @@ type Config struct {
 	// Mappings are the tables. Their target tables exist, and lose the rows that they have.
 	Mappings []transform.Mapping
 	// Workers is how many chunks are copied at a time; each takes a session on either side.
-	// Default: the number of cores, at least 2.
-	Workers int
-	// ChunkBytes is how much of a table, TOAST included, is copied at once. Default: 256 MiB.
+	// ChunkBytes is how much of a table, TOAST included, is copied at once. Default: see [Size].
+	Workers    int
 	ChunkBytes int64
 	// Progress is called about five times a second for each table that moved on, and once more when
 	// the table is done, never by two goroutines at a time. Default: nobody is told.
@@ -43,6 +37,10 @@ type Config struct {
 	// asked whether they are at work for it; where neither is, the copy ends with an error that a new
 	// connection may mend (see [pg.Retryable]). Default: 5 min.
 	AnswerTimeout time.Duration
+	// Copied is called with the target's name when a table is copied, and Idle when a worker has found
+	// no more chunks to copy, both by the worker. They may wait for ctx. Default: nobody is told.
+	Copied func(ctx context.Context, target schema.Name)
+	Idle   func(ctx context.Context)
 	// Gate is called before each chunk and may wait, to let the source breathe. Default: none.
 	Gate func(context.Context) error
 	// Resumed is told, before anything is copied, how many of how many chunks an earlier, interrupted
@@ -90,8 +88,6 @@ type Result struct {
 // the first error. Errors name the table. A cancelled ctx ends it promptly with ctx's cause.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
-	cfg.Workers = cmp.Or(cfg.Workers, max(2, runtime.GOMAXPROCS(0)))
-	cfg.ChunkBytes = cmp.Or(cfg.ChunkBytes, defaultChunkBytes)
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, 5*time.Minute)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	if cfg.Snapshot == "" {
@@ -140,6 +136,11 @@ func (c *copier) run(ctx context.Context) error {
 		chunks <- ch
 	}
 	close(chunks)
+	for _, t := range c.tables {
+		if t.left.Load() == 0 { // by an earlier run
+			c.tell(ctx, t)
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for range min(c.cfg.Workers, len(queue)) {
 		g.Go(func() error { return c.work(gctx, chunks) })
@@ -148,6 +149,13 @@ func (c *copier) run(ctx context.Context) error {
 	close(finished)
 	<-reported
 	return err
+}
+
+// tell tells who waits for a table that it is copied.
+func (c *copier) tell(ctx context.Context, t *table) {
+	if c.cfg.Copied != nil {
+		c.cfg.Copied(ctx, t.m.Target)
+	}
 }
 
 // plan calls prepare, with a pulse of its own.
@@ -167,11 +175,6 @@ func (c *copier) prepare(ctx context.Context, pulse *pg.Pulse) ([]chunk, error) 
 		return nil, err
 	}
 	defer closeSession(ctx, src)
-	sources, canSplit, err := readSources(ctx, src, c.cfg.Mappings)
-	if err != nil {
-		return nil, fmt.Errorf("read the source's catalog: %w", err)
-	}
-
 	dst, err := pulse.Connect(ctx, c.cfg.Target, "copy")
 	if err != nil {
 		return nil, err
@@ -181,26 +184,43 @@ func (c *copier) prepare(ctx context.Context, pulse *pg.Pulse) ([]chunk, error) 
 	if c.replica, err = becomeReplica(ctx, dst); err != nil {
 		return nil, err
 	}
-	targets, err := readTargets(ctx, dst, c.cfg.Mappings)
+	limits, err := c.look(ctx, src, dst)
 	if err != nil {
-		return nil, fmt.Errorf("read the target's catalog: %w", err)
-	}
-	limits := planLimits{chunkBytes: c.cfg.ChunkBytes, split: canSplit}
-	if limits.versions, err = readVersions(ctx, src, dst); err != nil {
-		return nil, fmt.Errorf("read the servers' versions: %w", err)
-	}
-
-	for i := range c.cfg.Mappings {
-		m := &c.cfg.Mappings[i]
-		if err := checkTarget(m, &targets[i], c.replica); err != nil {
-			return nil, fmt.Errorf("%s: %w", m.Source.Name.Display(), err)
-		}
-		c.tables = append(c.tables, newTable(m, &sources[i], &targets[i], limits.versions))
+		return nil, err
 	}
 	if err := c.resume(ctx, pulse, dst); err != nil {
 		return nil, err
 	}
 	return c.begin(ctx, dst, limits)
+}
+
+// look reads both catalogs.
+func (c *copier) look(ctx context.Context, src, dst *pgx.Conn) (limits planLimits, err error) {
+	sources, canSplit, err := readSources(ctx, src, c.cfg.Mappings)
+	if err != nil {
+		return limits, fmt.Errorf("read the source's catalog: %w", err)
+	}
+	targets, err := readTargets(ctx, dst, c.cfg.Mappings)
+	if err != nil {
+		return limits, fmt.Errorf("read the target's catalog: %w", err)
+	}
+	if limits.versions, err = readVersions(ctx, src, dst); err != nil {
+		return limits, fmt.Errorf("read the servers' versions: %w", err)
+	}
+	cores, err := Cores(ctx, src, dst)
+	if err != nil {
+		return limits, fmt.Errorf("find out how many cores there are: %w", err)
+	}
+	c.size(cores, sources)
+	limits.chunkBytes, limits.split = c.cfg.ChunkBytes, canSplit
+	for i := range c.cfg.Mappings {
+		m := &c.cfg.Mappings[i]
+		if err := checkTarget(m, &targets[i], c.replica); err != nil {
+			return limits, fmt.Errorf("%s: %w", m.Source.Name.Display(), err)
+		}
+		c.tables = append(c.tables, newTable(m, &sources[i], &targets[i], limits.versions))
+	}
+	return limits, nil
 }
 
 // begin cuts the tables into chunks, empties those of which nothing is kept, and records both.

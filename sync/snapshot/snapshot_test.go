@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/snapshot"
 )
 
@@ -178,6 +182,30 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestTellsWhatIsDone: whoever is told of a table finds its rows, and hears of each table once and of
+// each worker once. It notices a table that is told of before its last chunk is committed.
+func TestTellsWhatIsDone(t *testing.T) {
+	t.Parallel()
+	m := newMove(t, bigTable, bigTarget, nil)
+	m.cfg.Workers, m.cfg.ChunkBytes = 3, 64<<10
+	var mu sync.Mutex
+	told, idle := map[string]int64{}, 0
+	m.cfg.Copied = func(_ context.Context, target schema.Name) {
+		mu.Lock()
+		defer mu.Unlock()
+		told[target.Name] += m.dst.Int(t, "SELECT count(*) FROM "+target.String())
+	}
+	m.cfg.Idle = func(context.Context) {
+		mu.Lock()
+		defer mu.Unlock()
+		idle++
+	}
+	m.run(t)
+	if diff := cmp.Diff(map[string]int64{"big": 30000, "other": 1000}, told); diff != "" || idle != 3 {
+		t.Errorf("rows of the tables told of (-want +got):\n%s; %d workers told", diff, idle)
+	}
+}
+
 func TestLargeValues(t *testing.T) {
 	t.Parallel()
 	const ddl = `CREATE TABLE large (id int PRIMARY KEY, t text, b bytea, tag %s); ALTER TABLE large ALTER t SET STORAGE EXTERNAL`
@@ -200,7 +228,7 @@ func TestLargeValues(t *testing.T) {
 
 func TestFrozenWhereOneChunkFills(t *testing.T) {
 	t.Parallel()
-	m := newMove(t, bigTable, bigTarget, nil)
+	m := newMove(t, bigTable, bigTarget+"; INSERT INTO big VALUES (-1); INSERT INTO other VALUES (-1)", nil)
 	if m.dst.Int(t, "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_visibility'") == 0 {
 		t.Log("no pg_visibility here to see it with")
 		return
@@ -210,4 +238,6 @@ func TestFrozenWhereOneChunkFills(t *testing.T) {
 	if n := m.dst.Int(t, "SELECT all_frozen FROM pg_visibility_map_summary('big')"); n == 0 {
 		t.Error("no page of big is frozen")
 	}
+	m.same(t, "SELECT * FROM big")
+	m.same(t, "SELECT * FROM other") // too small for it
 }

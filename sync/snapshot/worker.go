@@ -66,9 +66,16 @@ func (c *copier) copyChunks(ctx context.Context, pulse *pg.Pulse, chunks <-chan 
 			c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "table copied",
 				slog.String("table", ch.table.m.Source.Name.Display()), slog.String("format", ch.table.format),
 				slog.Int64("rows", ch.table.rows.Load()), slog.Int64("bytes", ch.table.bytes.Load()))
+			c.tell(ctx, ch.table)
 		}
 	}
-	return flush(ctx, dst)
+	if err := flush(ctx, dst); err != nil {
+		return err
+	}
+	if c.cfg.Idle != nil {
+		c.cfg.Idle(ctx)
+	}
+	return nil
 }
 
 // openSource starts a session that reads the snapshot and nothing else.
