@@ -51,7 +51,7 @@ func (a *app) verifyDatabases(ctx context.Context, j *job, f *verifyFlags) error
 	if err != nil {
 		return err
 	}
-	defer s.Close() //nolint:contextcheck // it says goodbye although ctx is done
+	defer s.Close()
 	report, err := s.Exact(ctx)
 	if err != nil {
 		return a.interrupted(ctx, err, f.checkpoint)
