@@ -41,6 +41,11 @@ func (m *Migration) Do(ctx context.Context, c Command) error {
 	var before state
 	err := m.emit(Event{Type: eventCommand, Actor: c.Actor, Message: string(c.Verb)}, f, func(s *state) error {
 		before = s.clone()
+		if c.Verb == Approve {
+			if err := m.refuseApproval(c.Actor); err != nil {
+				return err
+			}
+		}
 		if why := m.refuseLocked(s, c.Verb); why != "" {
 			return hint.Wrap(fmt.Errorf("%s: %w: %s", c.Verb, ErrNotNow, why), "%s", m.possibleLocked(s))
 		}

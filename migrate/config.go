@@ -39,6 +39,9 @@ type Config struct {
 	// Gates are conditions beside the built-in ones (lag, proof, approval).
 	Gates    []Gate
 	Settings Settings
+	// Before is asked when a phase is about to begin, in the order of the straight way and for a
+	// rollback. An error refuses it, and the migration waits for "resume". Default: nobody is asked.
+	Before func(ctx context.Context, s Status, next Phase) error
 
 	// Retryable reports whether the same step may succeed later without anybody's help.
 	// Default: never.
@@ -56,6 +59,8 @@ type Config struct {
 type Settings struct {
 	// AutoApprove takes every manual gate as approved.
 	AutoApprove bool
+	// Approval says whose consent a promotion needs.
+	Approval Approval
 	// Until is the last phase to enter without a further "promote": following, verifying,
 	// reads-switched or promoted. Default promoted.
 	Until Phase
@@ -104,6 +109,16 @@ type Settings struct {
 	Grace time.Duration
 }
 
+// Approval says whose consent a promotion needs.
+type Approval struct {
+	// Need is how many people have to approve. Default 1.
+	Need int
+	// Of names who may. Empty: whoever the surface lets in.
+	Of []string
+	// Valid is how long an approval counts. Default: until the promotion.
+	Valid time.Duration
+}
+
 // Budgets bound the steps of a promotion. Clients wait during those from Hold to Own.
 type Budgets struct {
 	Prepare   time.Duration // each step ahead of the hold, a repeated proof excepted. Default 5 min
@@ -138,6 +153,7 @@ type Finding struct {
 
 func (s Settings) withDefaults() Settings {
 	s.Until = cmp.Or(s.Until, Promoted)
+	s.Approval.Need = cmp.Or(s.Approval.Need, 1)
 	s.ReadWatch = cmp.Or(s.ReadWatch, 2*time.Second)
 	s.LagBytes = cmp.Or(s.LagBytes, 1<<20)
 	s.LagTime = cmp.Or(s.LagTime, 2*time.Second)
@@ -174,6 +190,9 @@ func (s Settings) Validate() error {
 	if bad := slices.IndexFunc(s.ReadSteps, func(p int) bool { return p < 0 || p > 100 }); bad >= 0 {
 		return hint.Wrap(fmt.Errorf("read step of %d percent", s.ReadSteps[bad]), "read steps go from 0 to 100, for example [10, 50, 100]")
 	}
+	if a := s.Approval; a.Need < 0 || a.Valid < 0 || len(a.Of) > 0 && a.Need > len(a.Of) {
+		return hint.Wrap(fmt.Errorf("%d approvals of %d people, valid for %s", a.Need, len(a.Of), a.Valid), "no more approvals than people, and a time that is not negative")
+	}
 	return nil
 }
 
@@ -206,6 +225,9 @@ func (c *Config) normalize() error {
 	}
 	if c.Retryable == nil {
 		c.Retryable = func(error) bool { return false }
+	}
+	if c.Before == nil {
+		c.Before = func(context.Context, Status, Phase) error { return nil }
 	}
 	if c.Events == nil {
 		c.Events = func(Event) {}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/units"
 )
 
@@ -15,6 +16,7 @@ const (
 	GateLag      = "lag"
 	GateProof    = "proof"
 	GateApproval = "approval"
+	GateHook     = "hook" // a hook has refused the next phase
 )
 
 // A Gate is a condition that must hold before a phase begins. Playbooks add their own.
@@ -32,6 +34,8 @@ type Reading struct {
 	Open     bool
 	Measured string // "lag 12 MB"
 	Wanted   string // "at most 1 MB"
+
+	by string // approval: who gave it
 }
 
 // errTick ends one round of waiting at a gate.
@@ -83,7 +87,9 @@ func (m *Migration) waitGates(ctx context.Context, p Phase) error {
 		}
 		m.update(func(l *live) { l.waitingFor, l.resting = closed, true })
 		round, cancel := context.WithTimeoutCause(ctx, m.cfg.Settings.Sample, errTick)
-		err = m.restUnlessInterrupted(round, func(s *state) bool { return closed == GateApproval && s.approvals[closed] != "" })
+		err = m.restUnlessInterrupted(round, func(s *state) bool {
+			return closed == GateApproval && len(m.consents(s)) >= m.cfg.Settings.Approval.Need
+		})
 		cancel()
 		if err != nil && !errors.Is(err, errTick) {
 			return err
@@ -114,7 +120,7 @@ func (m *Migration) showGate(name string, p Phase, r Reading) error {
 	moved := true
 	m.update(func(l *live) {
 		if name == GateApproval && r.Open {
-			g.By = r.Measured
+			g.By = r.by
 		}
 		i := slices.IndexFunc(l.gates, func(o GateState) bool { return o.Name == name && o.Phase == p })
 		if i < 0 {
@@ -171,16 +177,26 @@ func proofReading(s Status) Reading {
 	return r
 }
 
-func (m *Migration) approvalReading(Status) Reading {
-	m.mu.Lock()
-	by := m.mu.state.approvals[GateApproval]
-	m.mu.Unlock()
-	r := Reading{Wanted: "ficus approve " + m.cfg.Name, Measured: "nobody approved yet"}
-	switch {
-	case by != "":
-		r.Open, r.Measured = true, by
-	case m.cfg.Settings.AutoApprove:
-		r.Open, r.Measured = true, "approved by the settings"
+// vetted asks whether a phase may begin, until it may. After a refusal a person says when to ask again.
+func (m *Migration) vetted(ctx context.Context, next Phase) error {
+	for {
+		if s := m.snapshot(); s.parked == GateHook {
+			if err := m.await(ctx, GateHook, func(s *state) bool { return s.parked == "" }); err != nil {
+				return err
+			}
+		}
+		asked, done, err := m.interruptible(ctx)
+		if err != nil {
+			return err
+		}
+		err = m.cfg.Before(asked, m.Status(), next)
+		cause := context.Cause(asked)
+		done()
+		if err == nil || cause != nil {
+			return cause // a command, a link that died, or the end of the process
+		}
+		if err := m.emit(Event{Type: eventError, Message: err.Error()}, fact{Error: err.Error(), Hint: hint.Of(err), Park: GateHook}, nil); err != nil {
+			return err
+		}
 	}
-	return r
 }

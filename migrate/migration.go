@@ -215,6 +215,9 @@ func (m *Migration) pass(ctx context.Context, next Phase) error {
 			return err
 		}
 	}
+	if err := m.vetted(ctx, next); err != nil {
+		return err
+	}
 	return m.enter(next, fact{}, "")
 }
 

@@ -181,7 +181,8 @@ func (h *history) newEngine(t *testing.T, machine int, kill context.CancelCauseF
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.journals[1-machine]) > 0 && phase.Final() && (w.db[Source].row.Epoch > 0 || w.db[Target].row.Epoch > 0) {
+	w.used[machine] = true
+	if w.used[1-machine] && phase.Final() && (w.db[Source].row.Epoch > 0 || w.db[Target].row.Epoch > 0) {
 		w.journals[machine] = nil // that one is over, and somebody else began another of the same name
 		w.note("machine %d begins a new journal", machine)
 	}

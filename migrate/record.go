@@ -94,12 +94,12 @@ type state struct {
 	err, hint  string
 
 	paused    bool
-	wish      Verb              // rollback, complete or cancel, asked for and not yet done
-	goOn      bool              // "promote" was said: Until no longer holds
-	parked    string            // what a person must do first, after a failure
-	undone    int               // promotions that undid themselves, in a row
-	approvals map[string]string // gate -> who
-	asked     []Ask             // for which tables somebody wants to be copied anew, oldest first
+	wish      Verb   // rollback, complete or cancel, asked for and not yet done
+	goOn      bool   // "promote" was said: Until no longer holds
+	parked    string // what a person must do first, after a failure
+	undone    int    // promotions that undid themselves, in a row
+	approvals []consent
+	asked     []Ask // for which tables somebody wants to be copied anew, oldest first
 
 	owner   Side
 	epoch   int64 // highest seen in the databases
@@ -118,15 +118,21 @@ type state struct {
 	phases     []PhaseTime
 }
 
+// A consent is one person's approval of the next promotion.
+type consent struct {
+	by string
+	at time.Time
+}
+
 func newState() state {
-	return state{phase: Pending, owner: Source, done: map[string]bool{}, approvals: map[string]string{}}
+	return state{phase: Pending, owner: Source, done: map[string]bool{}}
 }
 
 // clone returns a copy that shares nothing that changes.
 func (s *state) clone() state {
 	c := *s
 	c.done = maps.Clone(s.done)
-	c.approvals = maps.Clone(s.approvals)
+	c.approvals = slices.Clone(s.approvals)
 	c.asked = slices.Clone(s.asked)
 	c.promotions = slices.Clone(s.promotions)
 	c.phases = slices.Clone(s.phases)
@@ -193,7 +199,7 @@ func (s *state) applyPhase(r record) {
 		}
 	case r.Phase == Promoted || r.Phase == RolledBack:
 		s.wish, s.parked, s.undone, s.goOn, s.reads, s.asked = "", "", 0, false, 0, nil
-		clear(s.approvals)
+		s.approvals = nil
 	case r.Phase == Completed || r.Phase == Cancelled:
 		s.wish, s.parked, s.reads, s.asked = "", "", 0, nil
 	}
@@ -231,7 +237,9 @@ func (s *state) applyStep(r record) {
 func (s *state) applyCommand(r record) {
 	switch r.Fact.Verb {
 	case Approve:
-		s.approvals[r.Fact.Gate] = r.Actor
+		who := person(r.Actor)
+		s.approvals = slices.DeleteFunc(s.approvals, func(c consent) bool { return c.by == who })
+		s.approvals = append(s.approvals, consent{by: who, at: r.Time})
 	case Pause:
 		s.paused = true
 	case Resume:

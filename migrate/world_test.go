@@ -35,6 +35,7 @@ type world struct {
 	routed int64 // epoch of the last Release
 	// journals are those of two machines; on the second one an engine knows less, or nothing.
 	journals [2][][]byte
+	used     [2]bool // an engine ran there
 
 	acked      map[int64]bool // ids of writes that a client was told are committed
 	late       []lateEffect
@@ -610,6 +611,9 @@ type link struct {
 
 func (h link) Prepare(ctx context.Context, epoch int64) error {
 	return h.w.call(ctx, h.p, "prepare", false, func() error {
+		if !h.w.drives(h.p) {
+			return ErrDeposed
+		}
 		if h.l.prepared && h.l.afterEpoch == epoch {
 			return nil
 		}
@@ -684,6 +688,9 @@ func (h link) WaitSignal(ctx context.Context, nonce string) error {
 
 func (h link) Drop(ctx context.Context) error {
 	return h.w.call(ctx, h.p, "drop", false, func() error {
+		if !h.w.drives(h.p) {
+			return ErrDeposed
+		}
 		if h.p.running[h.l.from] {
 			h.w.fail("link from the %s dropped while it runs", h.l.from)
 		}
@@ -707,6 +714,9 @@ func (h loader) CreateTables(ctx context.Context) error {
 
 func (h loader) Load(ctx context.Context, _ func(TableProgress)) (c Copied, err error) {
 	err = h.w.call(ctx, h.p, "load", false, func() error {
+		if !h.w.drives(h.p) {
+			return ErrDeposed // asked right before; see the ADR on one driver for what that leaves open
+		}
 		if h.w.owner() == Target {
 			h.w.fail("load over the owner's data")
 			return nil

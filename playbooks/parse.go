@@ -91,6 +91,14 @@ func checkKeys(file string, node ast.Node, t reflect.Type) error {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	if list, ok := node.(*ast.SequenceNode); ok && t.Kind() == reflect.Slice {
+		for _, item := range list.Values {
+			if err := checkKeys(file, item, t.Elem()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	m, ok := node.(ast.MapNode)
 	if !ok || t.Kind() != reflect.Struct && t.Kind() != reflect.Map {
 		return nil // of another type than the decoder wants, or without keys of ours
@@ -243,6 +251,9 @@ func (p *Playbook) validate(file string) error {
 		return bad("until is %q: want following, verifying, reads-switched or promoted", p.Until)
 	case p.Promote.Headroom < 0:
 		return bad("promote.sequence_headroom is negative")
+	}
+	if why := p.badGates(); why != "" {
+		return bad("%s", why)
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Tables)) {
 		if strings.Count(name, ".") != 1 {

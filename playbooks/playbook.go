@@ -22,6 +22,8 @@ type Playbook struct {
 	Follow  Follow           `yaml:"follow" json:"follow,omitzero" jsonschema:"description=Following the source's changes"`
 	Gates   Gates            `yaml:"gates" json:"gates,omitzero" jsonschema:"description=Conditions for going on"`
 	Promote Promote          `yaml:"promote" json:"promote,omitzero" jsonschema:"description=The change of owner"`
+	Hooks   []Hook           `yaml:"hooks" json:"hooks,omitempty" jsonschema:"description=What runs before and after phases"`
+	Notify  []Notice         `yaml:"notify" json:"notify,omitempty" jsonschema:"description=Who is told"`
 	Router  Router           `yaml:"router" json:"router,omitzero" jsonschema:"description=What leads clients to the owner"`
 
 	Until string `yaml:"until" json:"until,omitempty" jsonschema:"description=The phase to stop at; default promoted,enum=following,enum=verifying,enum=reads-switched,enum=promoted"`
@@ -80,7 +82,15 @@ type Gates struct {
 	MaxLag     Bytes    `yaml:"max_lag" json:"max_lag,omitempty" jsonschema:"description=WAL not yet applied; default 1MB"`
 	MaxLagTime Duration `yaml:"max_lag_time" json:"max_lag_time,omitempty" jsonschema:"description=Age of the newest applied commit; default 5s"`
 	ProofAge   Duration `yaml:"proof_age" json:"proof_age,omitempty" jsonschema:"description=How old an exact proof may be at promotion; default 24h"`
+	LagWindow  Duration `yaml:"lag_window" json:"lag_window,omitempty" jsonschema:"description=How long the lag must have been within both limits; default 3s"`
 	Approval   *bool    `yaml:"approval" json:"approval,omitempty" jsonschema:"description=A person approves the promotion; default true"`
+
+	Approvals         Approvals `yaml:"approvals" json:"approvals,omitzero" jsonschema:"description=Who approves the promotion"`
+	Window            Window    `yaml:"window" json:"window,omitzero" jsonschema:"description=When the promotion may begin; default at any time"`
+	MaxTransactionAge Duration  `yaml:"max_transaction_age" json:"max_transaction_age,omitempty" jsonschema:"description=Oldest transaction of others on the owner; default not looked at"`
+	MinWALRoom        Bytes     `yaml:"min_wal_room" json:"min_wal_room,omitempty" jsonschema:"description=WAL that each slot may still keep before the server gives it up; default not looked at"`
+	MinDisk           Bytes     `yaml:"min_disk" json:"min_disk,omitempty" jsonschema:"description=Room on the file system of the data directory; default not looked at"`
+	Checks            []Check   `yaml:"checks" json:"checks,omitempty" jsonschema:"description=Conditions of your own"`
 }
 
 // Promote tunes the change of owner.
@@ -127,6 +137,7 @@ func (p *Playbook) setDefaults() {
 	def(&p.Follow.OnMaxSourceWAL, "alarm")
 	def(&p.Gates.MaxLag, 1<<20)
 	def(&p.Gates.MaxLagTime, Duration(5*time.Second))
+	def(&p.Gates.LagWindow, Duration(3*time.Second))
 	def(&p.Gates.ProofAge, Duration(24*time.Hour))
 	if p.Gates.Approval == nil {
 		p.Gates.Approval = new(true)

@@ -20,6 +20,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
+	"github.com/ficus-migrate/ficus/migrate/hooks"
 	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/ddl"
 	"github.com/ficus-migrate/ficus/sync/link"
@@ -40,6 +41,7 @@ type engine struct {
 	follower  *ddl.Follower
 	sides     map[migrate.Side]*fence.Database
 	verifier  *verifier
+	hooks     *hooks.Runner
 
 	planned sync.Mutex // guards job.plan once the migration runs
 }
@@ -285,13 +287,20 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes), Warnings: e.warnings,
 		Retryable: retryable, Events: cfg.Events, Log: cfg.Log,
 	}
+	var err error
+	if c.Gates, err = j.gates(cfg.Dir); err != nil {
+		return err
+	}
+	if e.hooks, err = j.hooks(cfg.Log); err != nil {
+		return err
+	}
+	c.Before = e.hooks.Before
 	if e.reverse != nil {
 		c.Reverse = linkAdapter{e.reverse}
 	}
 	if e.gateway != nil {
 		c.Router = routerAdapter{e.gateway}
 	}
-	var err error
 	e.migration, err = migrate.New(c)
 	return err
 }
@@ -323,6 +332,8 @@ func (j *job) settings(yes bool) migrate.Settings {
 		ReadWatch:   time.Duration(p.Promote.ReadsWatch),
 		LagBytes:    int64(p.Gates.MaxLag),
 		LagTime:     time.Duration(p.Gates.MaxLagTime),
+		LagSamples:  max(1, int(time.Duration(p.Gates.LagWindow)/time.Second)), // one a second
+		Approval:    migrate.Approval{Need: p.Gates.Approvals.Need, Of: p.Gates.Approvals.Of, Valid: time.Duration(p.Gates.Approvals.Valid)},
 		ProofAge:    time.Duration(p.Gates.ProofAge),
 		Headroom:    p.Promote.Headroom,
 		Sequences:   cmp.Or(time.Duration(*p.Follow.Sequences), -1),
@@ -341,6 +352,7 @@ func (j *job) settings(yes bool) migrate.Settings {
 // ends it only while nobody depends on it: the front door of a database that is in use stays open,
 // and the migration waits for "resume". failed is told of such a failure.
 func (e *engine) Run(ctx context.Context, failed func(error)) error {
+	defer e.watchHooks(ctx)()
 	if e.job.playbook.Follow.Verify == "live" {
 		live, stop := context.WithCancel(ctx)
 		done := make(chan struct{})

@@ -22,12 +22,12 @@ const module = "github.com/ficus-migrate/ficus/"
 //
 // migrate stands this low because it declares what it drives and imports none of it: the packages
 // in its folder look at databases for it, and cmd hands it the rest. The examples stand lowest: they
-// are applications that know nothing of Ficus, and the demo runs one.
+// are applications that know nothing of Ficus, and the demo runs one; docs/spec shares no code with anything.
 var layers = [][]string{
-	{"internal/hint", "internal/backoff", "internal/units", "schema", "change", "examples"},
+	{"internal/hint", "internal/backoff", "internal/units", "schema", "change", "examples", "docs/spec"},
 	{"internal/pg"},
 	{"internal/pgserver", "eventstore", "schema/inspect", "schema/dump", "transform", "sync/manifest", "migrate"},
-	{"schema/evolve", "sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/preflight"},
+	{"schema/evolve", "sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/gates", "migrate/hooks", "migrate/preflight"},
 	{"gateway"},
 	{"sync/link"},
 	{"sync/ddl", "playbooks"},
