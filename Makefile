@@ -17,7 +17,7 @@ ATMOST   ?= 1h
 TEST := go test -timeout 10m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic soak lint fmt generate bench benchstat pg postgres clean
+.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic model soak lint fmt generate bench benchstat pg postgres clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ fuzz: ## run every fuzz target for FUZZTIME (default 20s); what one finds is kep
 metamorphic: postgres ## run N random histories (default 1000), for at most ATMOST (1h); SEED=n begins with that one
 	@go test ./sync/link -run 'TestMetamorphic$$' -count 1 -v -timeout 0 -histories $(N) -atmost $(ATMOST) $(if $(SEED),-seed $(SEED)) > metamorphic.log 2>&1; \
 		s=$$?; grep -E '^metamorphic:|again:|^(ok|FAIL|panic)' metamorphic.log; [ $$s = 0 ] && rm metamorphic.log; exit $$s
+
+model: ## run N random histories of the workflow engine against fakes (default 1000); about 100 a second and core
+	go test ./migrate -run 'TestModel$$' -count 1 -v -timeout 0 -histories $(N)
 
 soak: postgres ## follow under load for DURATION (default 1h) while everything breaks; needs the machine for itself
 	FICUS_SOAK=$(DURATION) go test ./internal/soaktest -run TestSoak -count 1 -v -timeout 0
