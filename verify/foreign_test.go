@@ -55,8 +55,8 @@ CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PAR
 			},
 		})
 	}()
-	pgtest.Eventually(t, "a slot", func() bool {
-		return dst.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()") == 1
+	pgtest.Eventually(t, "a slot that has found its beginning", func() bool {
+		return dst.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database() AND confirmed_flush_lsn IS NOT NULL") == 1
 	})
 	for _, sql := range []string{
 		"BEGIN; UPDATE ficus.progress SET lsn = '0/2'; INSERT INTO a VALUES (1, 'x'), (2, 'y'), (3, 'z'); COMMIT",
@@ -113,8 +113,8 @@ func TestForeignRole(t *testing.T) {
 			Found: func(f ForeignWrite) { told <- f },
 		})
 	}()
-	pgtest.Eventually(t, "a slot", func() bool {
-		return dst.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()") == 1
+	pgtest.Eventually(t, "a slot that has found its beginning", func() bool {
+		return dst.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database() AND confirmed_flush_lsn IS NOT NULL") == 1
 	})
 	dsn, err := pg.Parse(strings.Replace(dst.URL, "postgres@", role+"@", 1))
 	if err != nil {

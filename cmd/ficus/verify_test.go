@@ -86,7 +86,7 @@ func TestFollowLive(t *testing.T) {
 	p.line("phase", map[string]any{"phase": "following"})
 	source.Exec(t, `INSERT INTO t SELECT i, 'w' FROM generate_series(1001, 1100) i; UPDATE t SET v = 'x' WHERE id < 50; DELETE FROM t WHERE id = 60`)
 	pgtest.Eventually(t, "a slot that watches the target", func() bool {
-		return target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()") == 1
+		return target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database() AND confirmed_flush_lsn IS NOT NULL") == 1
 	})
 	pgtest.Eventually(t, "a pass", func() bool { return strings.Contains(p.stderr.String(), "every row looked at") })
 	if text := p.text(); strings.Contains(text, "somebody else") || strings.Contains(text, "rows differ") {
