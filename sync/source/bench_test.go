@@ -47,6 +47,7 @@ func newFeeder(p *packer) *feeder {
 }
 
 func (f *feeder) transaction(tb testing.TB) {
+	tb.Helper()
 	begin, commit := f.msgs[0], f.msgs[len(f.msgs)-1]
 	binary.BigEndian.PutUint64(begin[1:], uint64(f.at))
 	binary.BigEndian.PutUint64(commit[2:], uint64(f.at))

@@ -1,9 +1,11 @@
 package source
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -13,6 +15,8 @@ import (
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
 func openStream(t testing.TB) *eventstore.Stream {
@@ -60,6 +64,85 @@ func TestAckable(t *testing.T) {
 	check("all is applied", 100, 100)
 	applied = 200
 	check("the store was lost, the destination knows more", 100, 200)
+}
+
+// Under load the disk is left alone between syncs.
+//
+// It fails when makeDurable does not sync, or without a pause.
+func TestSyncsArePaced(t *testing.T) {
+	t.Parallel()
+	st := openStream(t)
+	r := &Reader{cfg: Config{Stream: st}, unsynced: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- r.makeDurable(ctx) }() // ends with ctx
+
+	const syncs = 10
+	begun := time.Now()
+	for end := change.LSN(1); end <= syncs; end++ {
+		batch := st.NewBatch()
+		batch.Append(end, nil)
+		if err := batch.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		r.stored(end, 1)
+		for st.Durable() < end {
+			if err := backoff.Sleep(ctx, time.Millisecond); err != nil || time.Since(begun) > time.Minute {
+				t.Fatalf("durable up to %s, want %s: %v", st.Durable(), end, err)
+			}
+		}
+	}
+	if took := time.Since(begun); took < (syncs-1)*syncPause {
+		t.Errorf("%d syncs took %s", syncs, took)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// A server that takes no reports is read on.
+//
+// It fails when receive waits for report: let it call r.report, or share a lock that report holds while it
+// writes.
+func TestReportsDoNotHoldUpReading(t *testing.T) {
+	t.Parallel()
+	st := openStream(t)
+	r := &Reader{cfg: Config{Stream: st, StatusInterval: time.Millisecond, ReceiveTimeout: time.Minute}, unsynced: make(chan struct{}, 1)}
+	server, client := net.Pipe() // a write lasts until it is read
+	w := newWire(client)
+	asked, done := make(chan struct{}, 1), make(chan error, 2)
+	go func() { done <- r.report(t.Context(), w, asked) }() // ends when the pipe is closed
+	head := make([]byte, 5)
+	if _, err := io.ReadFull(server, head); err != nil || head[0] != 'd' { // the rest of it stays where it is
+		t.Fatalf("a report begins with %q, %v", head, err)
+	}
+	go func() { // ends when the pipe is closed
+		done <- r.receive(w, newPacker(st, "", r.stored), asked, func() {})
+	}()
+	const last = 5000
+	for commit := change.LSN(100); commit < last; commit += 100 {
+		for _, msg := range transaction(commit, commit+100, "row") {
+			frame := binary.BigEndian.AppendUint32([]byte{'d'}, uint32(4+25+len(msg)))
+			frame = append(append(append(frame, 'w'), make([]byte, 24)...), msg...)
+			if _, err := server.Write(frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	pgtest.Eventually(t, "all received", func() bool { return r.Status().Received == last })
+	if len(done) > 0 {
+		t.Errorf("received after a loop had ended: %v", <-done)
+	}
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-done; err == nil {
+			t.Error("a loop ended without the connection's error")
+		}
+	}
 }
 
 // messages of a transaction: begin, rows, commit.
