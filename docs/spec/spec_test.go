@@ -3,13 +3,12 @@ package spec
 import (
 	"flag"
 	"fmt"
-	"os"
 	"testing"
 )
 
 var (
 	startsFlag = flag.Uint("starts", 2, "how many processes may be started, restarts included")
-	faultsFlag = flag.Uint("faults", 0, "how many faults may happen; default 2, 3 in the long form")
+	faultsFlag = flag.Uint("faults", 2, "how many faults may happen")
 )
 
 // TestPromotion goes through every state that the machine can reach, in every order in which its parts can act,
@@ -19,7 +18,7 @@ var (
 // owner's gate to be open.
 func TestPromotion(t *testing.T) {
 	t.Parallel()
-	starts, faults := bounds()
+	starts, faults := uint8(min(*startsFlag, 9)), uint8(min(*faultsFlag, 9))
 	seen, broken := explore(initial(starts, faults), sound, true)
 	if broken != "" {
 		t.Fatal(broken)
@@ -50,18 +49,6 @@ func TestFlaws(t *testing.T) {
 			t.Logf("after %d states: %s", seen, broken)
 		})
 	}
-}
-
-func bounds() (starts, faults uint8) {
-	starts, faults = uint8(min(*startsFlag, 9)), uint8(min(*faultsFlag, 9))
-	switch {
-	case faults > 0:
-	case os.Getenv("FICUS_TEST_LONG") != "":
-		faults = 3
-	default:
-		faults = 2
-	}
-	return starts, faults
 }
 
 // explore visits every state, breadth first, and returns how many there are and what is broken in the
