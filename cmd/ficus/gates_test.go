@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/migrate"
 )
 
 // TestGatesAndHooks: a playbook's own gate holds a run back and is shown, a hook refuses a phase, another one
@@ -54,7 +56,41 @@ hooks:
 		text, err := os.ReadFile(said)
 		return err == nil && string(text) == "promoting target\n"
 	})
+	out := filepath.Join(dir, "evidence.json")
+	must(t, program(t, "evidence", nameFor(source), "-o", out, "--api", "http://"+api).Run())
+	text, err := os.ReadFile(out)
+	must(t, err)
+	var e evidence
+	must(t, json.Unmarshal(text, &e))
+	if len(e.Status.Promotions) != 1 || int64(len(e.Journal)) != e.Status.Seq || e.Digest != e.Journal[len(e.Journal)-1].Digest || e.Digest == "" {
+		t.Errorf("evidence: %d promotions, %d of %d records", len(e.Status.Promotions), len(e.Journal), e.Status.Seq)
+	}
 	if status := p.stop(os.Interrupt); status != 0 {
 		t.Errorf("status %d", status)
+	}
+}
+
+// TestEvidenceChain: a record that is changed, left out or moved changes every digest from there on.
+// It fails when a digest does not cover the one before.
+func TestEvidenceChain(t *testing.T) {
+	t.Parallel()
+	events := []migrate.Event{{Seq: 1, Message: "a"}, {Seq: 2, Message: "b"}, {Seq: 3, Message: "c"}}
+	digest := func(events ...migrate.Event) string {
+		links, err := chain(events)
+		must(t, err)
+		return links[len(links)-1].Digest
+	}
+	whole := digest(events...)
+	changed := events[0]
+	changed.Actor = "somebody else"
+	for name, other := range map[string]string{
+		"changed": digest(changed, events[1], events[2]), "left out": digest(events[1], events[2]), "moved": digest(events[1], events[0], events[2]),
+	} {
+		if other == whole {
+			t.Errorf("%s: the digest is the same", name)
+		}
+	}
+	if digest(events...) != whole {
+		t.Error("the same records have two digests")
 	}
 }

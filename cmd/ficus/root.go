@@ -147,7 +147,7 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.fillFlags(cmd) }
 	root.AddCommand(
 		a.demoCommand(), a.checkCommand(), a.planCommand(), a.runCommand(), a.serveCommand(),
-		a.statusCommand(), a.watchCommand(), a.verifyCommand(), a.copyCommand(), a.followCommand(),
+		a.statusCommand(), a.watchCommand(), a.evidenceCommand(), a.verifyCommand(), a.copyCommand(), a.followCommand(),
 		a.playbooksCommand(), a.cleanupCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.verbCommands()...)
