@@ -3,9 +3,9 @@
 //
 //	PreData   schemas, types, functions, tables, sequences, views; no indexes
 //	          ... the rows are copied ...
-//	Indexes   keys, indexes, the constraints that wait for data, statistics; several at a time, and
-//	          for one table while others are being copied
-//	Final     foreign keys, triggers, rules, policies; materialized views filled; grants
+//	Indexes   keys, indexes, statistics; several at a time, and for one table while others are copied.
+//	          Rows can be copied again afterwards
+//	Final     other constraints, triggers, rules, policies; materialized views filled; grants
 //
 // pg_dump reads the source, because nobody else knows every kind of object of every version.
 // pg_restore turns its archive into SQL, object by object, with dependencies. From there this

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
@@ -101,6 +102,16 @@ func (d *Dump) Warnings() []string {
 	return slices.Clone(d.mu.warnings)
 }
 
+// Analyzed returns those of Config.Analyze of which Indexes gathers statistics.
+func (d *Dump) Analyzed() (tables []schema.Name) {
+	for _, e := range d.entries {
+		if e.stage == stageStatistics {
+			tables = append(tables, e.tableName())
+		}
+	}
+	return tables
+}
+
 func (d *Dump) warn(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	d.mu.Lock()
@@ -160,11 +171,16 @@ func (d *Dump) read(ctx context.Context) (*archive, error) {
 		return nil, dumpHint(err, d.cfg.Source.User())
 	}
 	scripts := make([]string, 2)
+	g, gctx := errgroup.WithContext(ctx)
 	for i, owner := range [][]string{nil, {"--no-owner"}} {
-		args := append([]string{"--verbose", "--no-tablespaces", "--file=-"}, owner...)
-		if scripts[i], err = run(ctx, env, d.cfg.Tools.PgRestore, append(args, file)...); err != nil {
-			return nil, err
-		}
+		g.Go(func() (err error) {
+			args := append([]string{"--verbose", "--no-tablespaces", "--file=-"}, owner...)
+			scripts[i], err = run(gctx, env, d.cfg.Tools.PgRestore, append(args, file)...)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	a, err := parse(scripts[0], scripts[1])
 	if err != nil {

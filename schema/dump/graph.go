@@ -11,8 +11,8 @@ import (
 //
 //	the keys of a table, one after the other, then its indexes, all at once
 //	indexes of partitions join those of the partitioned table, one after the other
-//	constraints that are NOT VALID and extended statistics, one after the other
-//	statistics
+//	extended statistics, one after the other
+//	statistics gathered
 //
 // And each waits for what it depends on, as the key of a partition on that of the partitioned table.
 //
@@ -110,7 +110,7 @@ func between(jobs []*job, before, after *job) {
 		case stageStatistics, stageIndexes: // sessions that index one table share its scan
 		case stageKeys, stageValidate:
 			locked[j.table] = j
-		case stageTables, stageAttach, stageChecks, stageForeignKeys, stageRest, stageRefresh, stageGrants, stageEvents:
+		case stageTables, stageAttach, stageExtended, stageChecks, stageForeignKeys, stageRest, stageRefresh, stageGrants, stageEvents:
 			// Quick, or in need of the order that pg_dump found.
 			previous, latest = latest, j
 		}

@@ -25,7 +25,7 @@ func TestGraph(t *testing.T) {
 		CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM ('2021-01-01') TO ('2022-01-01') PARTITION BY RANGE (id);
 		CREATE TABLE part_2_1 PARTITION OF part_2 FOR VALUES FROM (1) TO (9); CREATE INDEX ON part (n)`)
 	d := open(t, Config{Source: source.DSN, Analyze: []schema.Name{name("public", "part"), name("public", "event")}})
-	for _, section := range [][2]stage{{stageKeys, stageStatistics}, {stageForeignKeys, stageEvents}} {
+	for _, section := range [][2]stage{{stageKeys, stageStatistics}, {stageChecks, stageEvents}} {
 		var todo []*entry
 		for _, e := range d.entries {
 			if e.stage >= section[0] && e.stage <= section[1] {

@@ -76,8 +76,7 @@ func (d *Dump) create(ctx context.Context, conn *pgx.Conn, e *entry, r roles) er
 }
 
 // Indexes builds primary keys, unique and exclusion constraints of each table, then its other
-// indexes, then constraints that are NOT VALID and extended statistics, and gathers statistics of the
-// tables of Config.Analyze. Config.Workers sessions work at once, the largest tables first. Each
+// indexes and extended statistics, and gathers statistics of the tables of Config.Analyze. Config.Workers sessions work at once, the largest tables first. Each
 // object is one transaction.
 func (d *Dump) Indexes(ctx context.Context, target pg.DSN, progress Progress) error {
 	ready := make(chan Ready)
@@ -95,14 +94,15 @@ func (d *Dump) IndexesBeside(ctx context.Context, target pg.DSN, ready <-chan Re
 	return nil
 }
 
-// Final adds foreign keys, then checks them, several at once; builds triggers, rules, policies and
-// views that need a key; fills the materialized views that hold rows on the source; and grants
-// privileges. Privileges of roles that the target does not have are left out, with a warning.
+// Final adds constraints that are NOT VALID, then foreign keys, then checks those, several at once;
+// builds triggers, rules, policies and views that need a key; fills the materialized views that hold
+// rows on the source; and grants privileges. Privileges of roles that the target does not have are
+// left out, with a warning.
 func (d *Dump) Final(ctx context.Context, target pg.DSN, progress Progress) error {
 	ready := make(chan Ready)
 	close(ready)
 	b := &builder{d: d, target: target, progress: progress}
-	if err := b.run(ctx, stageForeignKeys, stageEvents, ready); err != nil {
+	if err := b.run(ctx, stageChecks, stageEvents, ready); err != nil {
 		return fmt.Errorf("finish schema: %w", ended(ctx, err))
 	}
 	return nil

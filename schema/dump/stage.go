@@ -18,8 +18,9 @@ const (
 	stageKeys                     // primary keys, unique and exclusion constraints
 	stageIndexes                  // other indexes
 	stageAttach                   // indexes of partitions join those of the partitioned table
-	stageChecks                   // constraints that are NOT VALID, extended statistics
+	stageExtended                 // extended statistics
 	stageStatistics               // statistics gathered
+	stageChecks                   // constraints that are NOT VALID: rows that are copied may violate them
 	stageForeignKeys              // added unchecked, which is quick
 	stageValidate                 // foreign keys checked, which reads both tables
 	stageRest                     // triggers, rules, policies, what depends on keys
@@ -42,7 +43,9 @@ func base(e *entry) stage {
 		return stageIndexes
 	case "INDEX ATTACH":
 		return stageAttach
-	case "CHECK CONSTRAINT", "STATISTICS":
+	case "STATISTICS":
+		return stageExtended
+	case "CHECK CONSTRAINT":
 		return stageChecks
 	case "FK CONSTRAINT":
 		return stageForeignKeys

@@ -60,7 +60,7 @@ func findTools(ctx context.Context, serverMajor int, dirs []string) (Tools, erro
 	var tooOld []string
 	for _, dir := range dirs {
 		t := Tools{PgDump: filepath.Join(dir, "pg_dump"), PgRestore: filepath.Join(dir, "pg_restore")}
-		if !executable(t.PgDump) || !executable(t.PgRestore) {
+		if !executable(t.PgDump) || !executable(t.PgRestore) || best.Major > 0 && wrapped(t.PgDump) {
 			continue
 		}
 		var err error
@@ -98,6 +98,13 @@ func installHint(major int) string {
 func executable(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && !info.IsDir() && info.Mode()&0o111 != 0
+}
+
+// wrapped reports whether a program is a link to another one, which chooses what to run: on Debian a
+// script, whose start takes several times as long.
+func wrapped(path string) bool {
+	resolved, err := filepath.EvalSymlinks(path)
+	return err == nil && filepath.Base(resolved) != filepath.Base(path)
 }
 
 // major finds the version version in "pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"; betas

@@ -59,6 +59,20 @@ func TestFindTools(t *testing.T) {
 			t.Errorf("server %d: got %+v, %v, want %d in %s", tt.server, got, err, tt.major, tt.want)
 		}
 	}
+	// A wrapper is asked only where there is nothing else: this one leads to a newer version.
+	wrapper := fake(t, "18.0")
+	for _, name := range []string{"pg_dump", "pg_restore"} {
+		path := filepath.Join(wrapper, name)
+		if err := errors.Join(os.Rename(path, path+"_wrapper"), os.Symlink(path+"_wrapper", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := findTools(t.Context(), 16, []string{v16, wrapper}); err != nil || got.Major != 16 {
+		t.Errorf("beside a wrapper: got %+v, %v", got, err)
+	}
+	if got, err := findTools(t.Context(), 17, []string{v16, wrapper}); err != nil || got.Major != 18 {
+		t.Errorf("nothing but a wrapper: got %+v, %v", got, err)
+	}
 	_, err := findTools(t.Context(), 17, []string{v13, v16})
 	if err == nil || !strings.Contains(err.Error(), "found only 13 in ") || !strings.Contains(err.Error(), "16 in ") {
 		t.Errorf("too old: got %v, want both versions in it", err)
