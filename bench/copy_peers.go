@@ -32,6 +32,9 @@ func (g *copyGround) peers(ctx context.Context, r *Result) ([]contender, error) 
 	var tried []string
 	for _, s := range pgcopydbSettings() {
 		c := &copier{g, Contender{Name: "pgcopydb", Settings: "pgcopydb clone " + s.String()}, func(ctx context.Context) (copied, error) { return g.pgcopydb(ctx, s) }}
+		if err := g.Checkpoint(ctx); err != nil {
+			return nil, err
+		}
 		run, err := c.run(ctx, 0)
 		if err != nil {
 			return nil, fmt.Errorf("pgcopydb clone %s: %w", s, err)

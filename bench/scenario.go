@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/ficus-migrate/ficus/bench/lab"
 )
@@ -66,6 +67,9 @@ func (b *bench) compete(ctx context.Context, scenario string, all []contender, b
 	return c.run(ctx)
 }
 
+// patience bounds one run: what takes longer hangs, and would never be found out.
+const patience = time.Hour
+
 // A contest is several rounds in which contenders run in turn.
 type contest struct {
 	scenario string
@@ -111,7 +115,9 @@ func (c *contest) one(ctx context.Context, who contender, round int) (Run, error
 	if err := c.calm(ctx); err != nil {
 		return Run{}, err
 	}
-	run, err := who.run(ctx, round)
+	limited, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("took longer than %s", patience))
+	defer cancel()
+	run, err := who.run(limited, round)
 	run.Round = round
 	return run, errors.Join(err, who.discard(context.WithoutCancel(ctx), round))
 }

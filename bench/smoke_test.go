@@ -62,6 +62,28 @@ func TestSmoke(t *testing.T) {
 	}
 }
 
+// Every scenario, as small as it goes.
+func TestEveryScenario(t *testing.T) {
+	if os.Getenv("FICUS_TEST_LONG") == "" {
+		t.Skip("FICUS_TEST_LONG=1 runs it")
+	}
+	t.Parallel()
+	dir := t.TempDir()
+	var text strings.Builder
+	err := execute(t.Context(), []string{
+		"--ficus", program(t), "--quick", "--rounds", "1", "--tpcb-transactions", "800", "--network-transactions", "800", "--lag-seconds", "4",
+		"--growth-transactions", "80", "--growth-rows", "1000", "--plot", filepath.Join(dir, "growth.svg"),
+	}, &text, io.Discard)
+	if err != nil {
+		t.Errorf("%v", err)
+	}
+	for _, s := range scenarios() {
+		if !strings.Contains(text.String(), "\n"+s.name()) {
+			t.Errorf("nothing of %s in\n%s", s.name(), text.String())
+		}
+	}
+}
+
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -54,6 +54,8 @@ func (f *Ficus) Remove(ctx context.Context) error {
 
 // DropSlot drops a replication slot if it is there, once nobody uses it any more.
 func (c *Cluster) DropSlot(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, stopTimeout, fmt.Errorf("slot %s is still in use", name))
+	defer cancel()
 	conn, err := c.Connect(ctx, "postgres")
 	if err != nil {
 		return err
