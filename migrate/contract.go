@@ -177,11 +177,12 @@ type Loader interface {
 	// CreateTables copies the schema without indexes, constraints and triggers.
 	CreateTables(ctx context.Context) error
 	// Load prepares the forward link at an exported snapshot and copies every row of that snapshot
-	// while the link's changes are being stored. It goes on with what an earlier Load left, where that
-	// is possible.
-	Load(ctx context.Context, progress func(TableProgress)) (Copied, error)
-	// Finish builds keys, indexes, constraints, triggers, foreign keys and statistics. step is
-	// called before each with what is being built and how many are done.
+	// while the link's changes are being stored, and may build keys and indexes of what is copied. It
+	// goes on with what an earlier Load left, where that is possible. step is called before each object
+	// is built, with what that is and how many are done, not by two goroutines at a time.
+	Load(ctx context.Context, progress func(TableProgress), step func(what string, done, total int)) (Copied, error)
+	// Finish builds what is missing of keys and indexes, then constraints, triggers, foreign keys and
+	// statistics.
 	Finish(ctx context.Context, step func(what string, done, total int)) error
 }
 

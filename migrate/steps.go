@@ -102,13 +102,13 @@ func copySteps() []step {
 		},
 		{
 			Step: Step{
-				Phase: Copying, Name: "load", Does: "makes the forward link's slot with an exported snapshot and copies every row of that snapshot",
+				Phase: Copying, Name: "load", Does: "makes the forward link's slot with an exported snapshot and copies every row of that snapshot; keys, indexes and statistics of a table follow when it is copied and a worker is free",
 				Undo: "cancel drops slot and publication", Known: "the journal; a load that was cut short goes on: what is finished is in ficus.manifest",
 			},
 			run: (*Migration).load,
 		},
 		{
-			Step: Step{Phase: Copying, Name: "build", Does: "builds keys, indexes, constraints, triggers, foreign keys, statistics on the target", Known: repeat},
+			Step: Step{Phase: Copying, Name: "build", Does: "builds what is missing of keys, indexes and statistics, then constraints, triggers and foreign keys on the target", Known: repeat},
 			run:  (*Migration).build,
 		},
 	}

@@ -79,7 +79,7 @@ func (m *Migration) load(ctx context.Context, _ *attempt) error {
 			}
 		})
 		m.tell(Event{Type: eventProgress, Message: "copy " + p.Table, Data: map[string]any{"table": p}})
-	})
+	}, m.builds)
 	if err == nil {
 		m.update(func(l *live) { l.copied = &sum })
 	}
@@ -87,11 +87,14 @@ func (m *Migration) load(ctx context.Context, _ *attempt) error {
 }
 
 func (m *Migration) build(ctx context.Context, _ *attempt) error {
-	return m.cfg.Loader.Finish(ctx, func(what string, done, total int) {
-		b := Build{What: what, Done: done, Total: total}
-		m.update(func(l *live) { l.build = &b })
-		m.tell(Event{Type: eventProgress, Message: "build " + what, Data: map[string]any{"build": b}})
-	})
+	return m.cfg.Loader.Finish(ctx, m.builds)
+}
+
+// builds tells of an object that is being built.
+func (m *Migration) builds(what string, done, total int) {
+	b := Build{What: what, Done: done, Total: total}
+	m.update(func(l *live) { l.build = &b })
+	m.tell(Event{Type: eventProgress, Message: "build " + what, Data: map[string]any{"build": b}})
 }
 
 func (m *Migration) catchUp(ctx context.Context, _ *attempt) error {

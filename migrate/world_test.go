@@ -712,7 +712,7 @@ func (h loader) CreateTables(ctx context.Context) error {
 	return h.w.call(ctx, h.p, "create tables", false, func() error { return nil })
 }
 
-func (h loader) Load(ctx context.Context, _ func(TableProgress)) (c Copied, err error) {
+func (h loader) Load(ctx context.Context, _ func(TableProgress), _ func(string, int, int)) (c Copied, err error) {
 	err = h.w.call(ctx, h.p, "load", false, func() error {
 		if !h.w.drives(h.p) {
 			return ErrDeposed // asked right before; see the ADR on one driver for what that leaves open

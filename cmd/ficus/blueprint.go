@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -46,6 +47,11 @@ type job struct {
 	source, target pg.DSN
 	plan           *blueprint
 	copyOnly       bool // nothing is followed afterwards
+
+	found struct { // by tools
+		sync.Mutex
+		dump.Tools
+	}
 }
 
 // newJob checks the connection strings. It connects to nothing.
@@ -76,7 +82,10 @@ func (j *job) read(ctx context.Context) error {
 
 	p := *j.playbook
 	p.Source, p.Target = "", ""
-	plan := &blueprint{Playbook: p, Recipe: j.recipe, SourceID: databaseID(ctx, j.source), TargetID: databaseID(ctx, j.target)}
+	plan := &blueprint{Playbook: p, Recipe: j.recipe}
+	if !j.copyOnly {
+		plan.SourceID, plan.TargetID = databaseID(ctx, j.source), databaseID(ctx, j.target)
+	}
 	if _, err := conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
@@ -113,8 +122,13 @@ func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
 	})
 }
 
-// tools finds a pg_dump that reads the source.
+// tools finds a pg_dump that reads the source, and looks no more once it has one.
 func (j *job) tools(ctx context.Context) (dump.Tools, error) {
+	j.found.Lock()
+	defer j.found.Unlock()
+	if j.found.Major > 0 {
+		return j.found.Tools, nil
+	}
 	conn, err := j.source.Connect(ctx, "plan")
 	if err != nil {
 		return dump.Tools{}, err
@@ -124,7 +138,8 @@ func (j *job) tools(ctx context.Context) (dump.Tools, error) {
 	if err != nil {
 		return dump.Tools{}, err
 	}
-	return dump.FindTools(ctx, info.Major)
+	j.found.Tools, err = dump.FindTools(ctx, info.Major)
+	return j.found.Tools, err
 }
 
 // recall takes the blueprint of an earlier run from the store; ok is false when there is none.

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -192,7 +193,7 @@ func summary(s migrate.Status) string {
 	if s.Step != "" {
 		parts = append(parts, s.Step)
 	}
-	if s.Phase == migrate.Copying && s.Build == nil && len(s.Tables) > 0 {
+	if s.Phase == migrate.Copying && slices.ContainsFunc(s.Tables, func(t migrate.TableProgress) bool { return !t.Done }) {
 		var rows, total int64
 		for _, t := range s.Tables {
 			rows, total = rows+t.Rows, total+max(t.TotalRows, t.Rows)

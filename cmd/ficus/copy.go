@@ -2,15 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"sync"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/units"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
 	"github.com/ficus-migrate/ficus/playbooks"
+	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/sync/snapshot"
 )
 
@@ -101,36 +107,37 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	if err := j.read(ctx); err != nil {
 		return err
 	}
-	findings, err := j.check(ctx)
-	if err != nil {
-		return err
-	}
-	a.findings(findings)
-	if err := refusal(findings); err != nil {
-		return err
-	}
 	dir, err := os.MkdirTemp("", "ficus-copy-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	l := &loader{job: j, dir: dir, log: log}
+	if err := a.checkAndOpen(ctx, l); err != nil {
+		return err
+	}
 
 	screen := a.newConsole(func() migrate.Status { return migrate.Status{Phase: migrate.Copying} })
 	defer screen.close()
-	l := &loader{job: j, dir: dir, log: log}
+	var telling sync.Mutex // rows and indexes are told of from two sides
+	show := func(e migrate.Event) {
+		telling.Lock()
+		defer telling.Unlock()
+		screen.event(e)
+	}
 	if err := l.make(ctx); err != nil {
 		return err
 	}
-	result, err := copySnapshot(ctx, j, screen)
+	step := func(what string, done, total int) {
+		if a.json || screen.screen != nil {
+			show(migrate.Event{Type: "step", Phase: migrate.Copying, Message: fmt.Sprintf("build %d/%d %s", done+1, total, what)})
+		}
+	}
+	result, err := l.copySnapshot(ctx, show, step)
 	if err != nil {
 		return err
 	}
-	if err := l.build(ctx, func(what string, done, total int) {
-		if !a.json && screen.screen == nil {
-			return
-		}
-		screen.event(migrate.Event{Type: "step", Phase: migrate.Copying, Message: fmt.Sprintf("build %d/%d %s", done+1, total, what)})
-	}); err != nil {
+	if err := l.build(ctx, step); err != nil {
 		return err
 	}
 	if err := copySequences(ctx, j); err != nil {
@@ -142,27 +149,71 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	return nil
 }
 
-// copySnapshot copies the rows of one instant, which a session holds open meanwhile.
-func copySnapshot(ctx context.Context, j *job, screen *console) (snapshot.Result, error) {
-	holder, err := j.source.Connect(ctx, "snapshot")
+// checkAndOpen looks for what stands against the copy, and reads the source's schema meanwhile.
+func (a *app) checkAndOpen(ctx context.Context, l *loader) error {
+	opening, cancel := context.WithCancel(ctx)
+	defer cancel()
+	opened := make(chan error, 1)
+	go func() { opened <- l.open(opening) }() // ends with opening, and is waited for
+	findings, err := l.job.check(ctx)
+	if err == nil {
+		a.findings(findings)
+		err = refusal(findings)
+	}
 	if err != nil {
+		cancel()
+		<-opened
+		return err
+	}
+	return <-opened
+}
+
+// copySnapshot copies the rows of one instant, which a session holds open meanwhile, and builds indexes.
+func (l *loader) copySnapshot(ctx context.Context, show func(migrate.Event), step func(what string, done, total int)) (result snapshot.Result, err error) {
+	j := l.job
+	var load link.LoadConfig
+	if err := l.besideCopy(ctx, &load, step); err != nil {
 		return snapshot.Result{}, err
 	}
-	defer holder.Close(context.WithoutCancel(ctx))
-	if _, err := holder.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err != nil {
-		return snapshot.Result{}, fmt.Errorf("hold a snapshot: %w", err)
-	}
-	var exported string
-	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&exported); err != nil {
-		return snapshot.Result{}, fmt.Errorf("export a snapshot: %w", err)
-	}
-	return snapshot.Run(ctx, snapshot.Config{
-		Source: j.source, Target: j.target, Snapshot: exported, Mappings: j.plan.Forward.Mappings,
-		Workers: j.playbook.Copy.Workers, ChunkBytes: int64(j.playbook.Copy.Chunk),
-		Progress: func(t snapshot.Table) {
-			screen.event(migrate.Event{Type: "progress", Phase: migrate.Copying, Message: "copy " + t.Name.Display(), Data: map[string]any{"table": tableProgress(t)}})
-		},
+	g, ctx := errgroup.WithContext(ctx)
+	copied := make(chan struct{})
+	g.Go(func() error {
+		holder, exported, err := holdSnapshot(ctx, j.source)
+		if err != nil {
+			return err
+		}
+		defer holder.Close(context.WithoutCancel(ctx))
+		result, err = snapshot.Run(ctx, snapshot.Config{
+			Source: j.source, Target: j.target, Snapshot: exported, Mappings: j.plan.Forward.Mappings,
+			Workers: j.playbook.Copy.Workers, ChunkBytes: int64(j.playbook.Copy.Chunk), Copied: load.Copied, Idle: load.Idle,
+			Progress: func(t snapshot.Table) {
+				show(migrate.Event{Type: "progress", Phase: migrate.Copying, Message: "copy " + t.Name.Display(), Data: map[string]any{"table": tableProgress(t)}})
+			},
+		})
+		if err == nil {
+			close(copied)
+		}
+		return err
 	})
+	if load.Beside != nil {
+		g.Go(func() error { return load.Beside(ctx, copied) })
+	}
+	err = g.Wait()
+	return result, err
+}
+
+// holdSnapshot exports a snapshot of now, for as long as holder is open.
+func holdSnapshot(ctx context.Context, source pg.DSN) (holder *pgx.Conn, exported string, err error) {
+	if holder, err = source.Connect(ctx, "snapshot"); err != nil {
+		return nil, "", err
+	}
+	if _, err = holder.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err == nil {
+		err = holder.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&exported)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("hold a snapshot: %w", errors.Join(err, holder.Close(context.WithoutCancel(ctx))))
+	}
+	return holder, exported, nil
 }
 
 // copySequences sets the target's sequences to where the source's stand (they may be ahead of the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -103,9 +104,9 @@ func (l *loader) reshaped() []*transform.Mapping {
 	return out
 }
 
-// open reads the source's schema, once a run.
+// open reads the source's schema, once a run, where it is copied.
 func (l *loader) open(ctx context.Context) error {
-	if l.dump != nil {
+	if l.dump != nil || !l.job.playbook.CopiesSchema() {
 		return nil
 	}
 	tools, err := l.job.tools(ctx)
@@ -117,15 +118,19 @@ func (l *loader) open(ctx context.Context) error {
 		skip = append(skip, m.Source.Name)
 	}
 	p := l.job.playbook
+	var analyze []schema.Name
+	if p.Schema.After == "" { // whose indexes may want statistics, too
+		_, analyze = l.job.plan.Forward.Moved()
+	}
 	l.dump, err = dump.Open(ctx, dump.Config{
 		Source: l.job.source, Tools: tools, SkipTables: skip, Dir: l.dir, Log: l.log,
-		Filter: schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude},
+		Filter: schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}, Analyze: analyze,
 	})
 	return err
 }
 
 // Load implements [migrate.Loader].
-func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress)) (migrate.Copied, error) {
+func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress), step func(what string, done, total int)) (migrate.Copied, error) {
 	for i := range l.job.plan.Forward.Mappings { // so that the surfaces know all of them from the start
 		t := &l.job.plan.Forward.Mappings[i].Source
 		progress(migrate.TableProgress{Table: t.Name.Display(), TotalRows: t.Rows})
@@ -142,6 +147,9 @@ func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress))
 		}
 	}
 	for {
+		if err := l.besideCopy(ctx, &cfg, step); err != nil {
+			return migrate.Copied{}, err
+		}
 		r, err := l.link.Load(ctx, cfg)
 		if !errors.Is(err, ddl.ErrReshaped) {
 			return migrate.Copied(r), err
@@ -155,6 +163,41 @@ func (l *loader) Load(ctx context.Context, progress func(migrate.TableProgress))
 
 func tableProgress(t snapshot.Table) migrate.TableProgress {
 	return migrate.TableProgress{Table: t.Name.Display(), Rows: t.Rows, Bytes: t.Bytes, TotalRows: t.TotalRows, Done: t.Done, Format: t.Format}
+}
+
+// besideCopy lets indexes of tables that are copied be built with the workers that have nothing left
+// to copy. The copy comes first: it keeps the source's snapshot open.
+func (l *loader) besideCopy(ctx context.Context, cfg *link.LoadConfig, step func(what string, done, total int)) error {
+	if !l.job.playbook.CopiesSchema() {
+		return nil
+	}
+	if err := l.open(ctx); err != nil {
+		return err
+	}
+	ready := make(chan dump.Ready)
+	tell := func(ctx context.Context, r dump.Ready) {
+		select {
+		case ready <- r:
+		case <-ctx.Done():
+		}
+	}
+	cfg.Copied = func(ctx context.Context, target schema.Name) { tell(ctx, dump.Ready{Table: target}) }
+	cfg.Idle = func(ctx context.Context) { tell(ctx, dump.Ready{Session: true}) }
+	cfg.Beside = func(ctx context.Context, copied <-chan struct{}) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return l.dump.IndexesBeside(ctx, l.job.target, ready, step) })
+		g.Go(func() error {
+			select {
+			case <-copied:
+				close(ready)
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+		return g.Wait()
+	}
+	return nil
 }
 
 // Finish implements [migrate.Loader]. Changes go on being received meanwhile, so that the source
@@ -207,6 +250,10 @@ func (l *loader) build(ctx context.Context, step func(what string, done, total i
 		}
 	}
 	_, names := l.job.plan.Forward.Moved()
+	if l.dump != nil {
+		done := l.dump.Analyzed()
+		names = slices.DeleteFunc(names, func(n schema.Name) bool { return slices.Contains(done, n) })
+	}
 	for i, n := range names {
 		step("statistics of "+n.Display(), i, len(names))
 		if _, err := target.Exec(ctx, `ANALYZE `+n.String()); err != nil {

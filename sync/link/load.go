@@ -35,7 +35,13 @@ type LoadConfig struct {
 	Workers    int   // see [snapshot.Config]
 	ChunkBytes int64 // see [snapshot.Config]
 	Progress   func(snapshot.Table)
-	Resumed    func(done, all int) // see [snapshot.Config]
+	Resumed    func(done, all int)                           // see [snapshot.Config]
+	Copied     func(ctx context.Context, target schema.Name) // see [snapshot.Config]
+	Idle       func(ctx context.Context)                     // see [snapshot.Config]
+	// Beside runs beside the copy; it may end later, and Load ends when both have. copied is closed
+	// when all rows are there. From then on nothing of the origin is held any more, and its changes
+	// are stored on. Default: nothing.
+	Beside func(ctx context.Context, copied <-chan struct{}) error
 	// Locked is called once nobody can change the definition of the tables any more, and before the
 	// snapshot is taken: the place to make sure that they are what the mappings were made from. An
 	// error ends the copy before it begins. Default: nothing is called.
@@ -75,11 +81,11 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	// be copied empty, and the changes before the TRUNCATE would find no row. Like pg_dump, a session
 	// holds ACCESS SHARE locks until the copy is done, so that TRUNCATE and DDL wait.
 	// Source: PostgreSQL manual, "Concurrency Control", section "Caveats".
-	keeper, holder, end, err := l.sessions(ctx)
+	s, err := l.sessions(ctx)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	defer end()
+	defer s.end(ctx)
 
 	begun, p, err := l.interrupted(ctx)
 	if err != nil {
@@ -89,12 +95,12 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	var rec record
 	if begun != nil {
 		rec = begun.Record
-		if err := cfg.lock(ctx, l, keeper, l.tables()); err != nil {
+		if err := cfg.lock(ctx, l, s.keeper, l.tables()); err != nil {
 			return snapshot.Result{}, err
 		}
-		b, err = l.newBase(ctx, holder)
+		b, err = l.newBase(ctx, s.holder)
 	} else {
-		rec, b, err = l.firstBase(ctx, &cfg, keeper, holder)
+		rec, b, err = l.firstBase(ctx, &cfg, s)
 		if err == nil {
 			p, err = l.assemble(rec)
 		}
@@ -102,10 +108,10 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	result, err := l.copy(ctx, p, b, keeper, snapshot.Config{
-		Mappings: l.cfg.Mappings, Workers: cfg.Workers, ChunkBytes: cfg.ChunkBytes, Progress: cfg.Progress, Resumed: cfg.Resumed,
-		Keep:    func(*manifest.Table) bool { return true },
-		Changed: l.changedSince(p, b, rec.Start),
+	result, err := l.copy(ctx, &cfg, p, b, s, snapshot.Config{
+		Mappings: l.cfg.Mappings,
+		Keep:     func(*manifest.Table) bool { return true },
+		Changed:  l.changedSince(p, b, rec.Start),
 	})
 	if err != nil {
 		return snapshot.Result{}, fmt.Errorf("link %s: load: %w", l.cfg.Name, err)
@@ -113,38 +119,45 @@ func (l *Link) Load(ctx context.Context, cfg LoadConfig) (snapshot.Result, error
 	return result, l.remember(rec)
 }
 
-// sessions opens what a copy needs at the origin: keeper for the locks on its tables, holder for its
-// snapshot. end closes both.
-func (l *Link) sessions(ctx context.Context) (keeper, holder *pgx.Conn, end func(), err error) {
-	if keeper, err = l.cfg.From.Connect(ctx, "lock"); err != nil {
-		return nil, nil, nil, err
-	}
-	ending := context.WithoutCancel(ctx)
-	if holder, err = l.cfg.From.Connect(ctx, "snapshot"); err != nil {
-		return nil, nil, nil, errors.Join(err, keeper.Close(ending))
-	}
-	return keeper, holder, func() {
-		_ = holder.Close(ending) // what they held goes with them, in order or not
-		_ = keeper.Close(ending)
-	}, nil
+// sessions are what a copy holds at the origin.
+type sessions struct {
+	keeper *pgx.Conn // locks its tables
+	holder *pgx.Conn // holds its snapshot
 }
 
-// copy copies under b while p receives and keeper keeps the tables as they are.
-func (l *Link) copy(ctx context.Context, p *parts, b base, keeper *pgx.Conn, cfg snapshot.Config) (result snapshot.Result, err error) {
+func (l *Link) sessions(ctx context.Context) (s sessions, err error) {
+	if s.keeper, err = l.cfg.From.Connect(ctx, "lock"); err != nil {
+		return sessions{}, err
+	}
+	if s.holder, err = l.cfg.From.Connect(ctx, "snapshot"); err != nil {
+		return sessions{}, errors.Join(err, s.keeper.Close(context.WithoutCancel(ctx)))
+	}
+	return s, nil
+}
+
+// end lets go of what the sessions hold, in order or not. It may be called again.
+func (s sessions) end(ctx context.Context) {
+	_ = s.holder.Close(context.WithoutCancel(ctx))
+	_ = s.keeper.Close(context.WithoutCancel(ctx))
+}
+
+// copy copies under b while p receives and s keeps the tables as they are.
+func (l *Link) copy(ctx context.Context, load *LoadConfig, p *parts, b base, s sessions, cfg snapshot.Config) (result snapshot.Result, err error) {
 	cfg.Source, cfg.Target, cfg.Log, cfg.Link = l.cfg.From, l.cfg.To, l.cfg.Log, l.cfg.Name
 	cfg.Snapshot, cfg.Base, cfg.Until = b.exported, b.sees, b.until
 	cfg.Gate, cfg.AnswerTimeout = l.gate, l.cfg.AnswerTimeout
+	cfg.Workers, cfg.ChunkBytes = load.Workers, load.ChunkBytes
+	cfg.Progress, cfg.Resumed, cfg.Copied, cfg.Idle = load.Progress, load.Resumed, load.Copied, load.Idle
 	err = l.underBudget(ctx, func(ctx context.Context) error {
-		result, err = l.copyAndReceive(ctx, p, keeper, cfg)
+		result, err = l.copyAndReceive(ctx, load, p, s, cfg)
 		return err
 	})
 	return result, err
 }
 
-// copyAndReceive runs the reader, and watches over keeper, until the copy is done.
-func (l *Link) copyAndReceive(ctx context.Context, p *parts, keeper *pgx.Conn, cfg snapshot.Config) (result snapshot.Result, err error) {
+// copyAndReceive runs the reader until the copy is done, and what runs beside it.
+func (l *Link) copyAndReceive(ctx context.Context, load *LoadConfig, p *parts, s sessions, cfg snapshot.Config) (result snapshot.Result, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	copied := make(chan struct{})
 	readCtx, stopReading := context.WithCancelCause(ctx)
 	defer stopReading(nil)
 	g.Go(func() error {
@@ -155,13 +168,23 @@ func (l *Link) copyAndReceive(ctx context.Context, p *parts, keeper *pgx.Conn, c
 	})
 	g.Go(func() error {
 		defer stopReading(errLoaded)
-		var err error
-		if result, err = snapshot.Run(ctx, cfg); err == nil {
-			close(copied)
+		copied := make(chan struct{})
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() (err error) {
+			if result, err = snapshot.Run(ctx, cfg); err == nil {
+				close(copied)
+			}
+			return err
+		})
+		g.Go(func() error {
+			defer s.end(ctx)
+			return l.watchKeeper(ctx, s.keeper, copied)
+		})
+		if load.Beside != nil {
+			g.Go(func() error { return load.Beside(ctx, copied) })
 		}
-		return err
+		return g.Wait()
 	})
-	g.Go(func() error { return l.watchKeeper(ctx, keeper, copied) })
 	err = g.Wait()
 	return result, err
 }
@@ -189,16 +212,16 @@ func (l *Link) watchKeeper(ctx context.Context, keeper *pgx.Conn, copied <-chan 
 	return nil
 }
 
-// firstBase starts afresh: it makes the slot, and holder takes its snapshot over.
-func (l *Link) firstBase(ctx context.Context, cfg *LoadConfig, keeper, holder *pgx.Conn) (rec record, b base, err error) {
-	replication, snap, err := l.begin(ctx, func() error { return cfg.lock(ctx, l, keeper, l.tables()) })
+// firstBase starts afresh: it makes the slot, and s.holder takes its snapshot over.
+func (l *Link) firstBase(ctx context.Context, cfg *LoadConfig, s sessions) (rec record, b base, err error) {
+	replication, snap, err := l.begin(ctx, func() error { return cfg.lock(ctx, l, s.keeper, l.tables()) })
 	if err != nil {
 		return record{}, base{}, err
 	}
 	// The slot's snapshot dies with the next command on its connection, and the reader needs the
 	// slot at once: a second session imports the snapshot and exports it again.
 	b.until = snap.LSN // the slot streams what the snapshot does not see, and nothing else
-	b.exported, b.sees, err = export(ctx, holder, snap.Name)
+	b.exported, b.sees, err = export(ctx, s.holder, snap.Name)
 	if err = errors.Join(err, replication.Close(context.WithoutCancel(ctx))); err != nil {
 		return record{}, base{}, fmt.Errorf("link %s: hold the snapshot: %w", l.cfg.Name, err)
 	}

@@ -37,23 +37,23 @@ func (l *Link) Resync(ctx context.Context, tables []schema.Name, cfg LoadConfig)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	keeper, holder, end, err := l.sessions(ctx)
+	s, err := l.sessions(ctx)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
-	defer end()
-	if err := cfg.lock(ctx, l, keeper, tables); err != nil {
+	defer s.end(ctx)
+	if err := cfg.lock(ctx, l, s.keeper, tables); err != nil {
 		return snapshot.Result{}, err
 	}
-	b, err := l.newBase(ctx, holder)
+	b, err := l.newBase(ctx, s.holder)
 	if err != nil {
 		return snapshot.Result{}, err
 	}
 	if err := l.touchAll(ctx, tables, b.until); err != nil {
 		return snapshot.Result{}, err
 	}
-	result, err := l.copy(ctx, p, b, keeper, snapshot.Config{
-		Mappings: mappings, Workers: cfg.Workers, ChunkBytes: cfg.ChunkBytes, Progress: cfg.Progress, Alone: true,
+	result, err := l.copy(ctx, &cfg, p, b, s, snapshot.Config{
+		Mappings: mappings, Alone: true,
 		Keep:    func(t *manifest.Table) bool { return !t.Complete() },
 		Changed: l.changedSince(p, b, from),
 	})
