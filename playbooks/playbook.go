@@ -60,8 +60,8 @@ type Table struct {
 
 // Copy tunes the initial load.
 type Copy struct {
-	Workers int   `yaml:"workers" json:"workers,omitempty" jsonschema:"description=Tables or chunks at a time; default the number of cores"`
-	Chunk   Bytes `yaml:"chunk" json:"chunk,omitempty" jsonschema:"description=Size of one chunk of a large table; default 256MB"`
+	Workers int   `yaml:"workers" json:"workers,omitempty" jsonschema:"description=Tables or chunks at a time; default as many as the server with fewer cores has"`
+	Chunk   Bytes `yaml:"chunk" json:"chunk,omitempty" jsonschema:"description=Size of one chunk of a large table; default by workers and sizes and at most 1GB"`
 }
 
 // Follow tunes the stream.

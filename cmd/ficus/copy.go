@@ -34,7 +34,7 @@ func (f *engineFlags) register(cmd *cobra.Command) {
 	fs.StringArrayVarP(&f.params, "param", "p", nil, "parameter of the playbook, key=value (repeatable)")
 	fs.StringSliceVar(&f.include, "include", nil, "tables, as patterns such as public.* (default: all)")
 	fs.StringSliceVar(&f.exclude, "exclude", nil, "tables to leave out, as patterns")
-	fs.IntVar(&f.workers, "workers", 0, "connections to each side (default: the number of cores)")
+	fs.IntVar(&f.workers, "workers", 0, "connections to each side (default: as many as the smaller server has cores)")
 }
 
 // job reads the playbook, or makes one from the flags.

@@ -39,7 +39,7 @@ func (f *playbookFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.until, "until", "", "phase to stop at: following, verifying, reads-switched or promoted")
 	fs.StringVar(&f.gatewayListen, "gateway-listen", "", "address of the gateway's read-write door (default 127.0.0.1:7432; the read-only door is the next port)")
 	fs.StringVar(&f.users, "users", "", "file with the users that the gateway lets in")
-	fs.IntVar(&f.workers, "workers", 0, "tables or chunks copied at a time (default: the number of cores)")
+	fs.IntVar(&f.workers, "workers", 0, "tables or chunks copied at a time (default: as many as the smaller server has cores)")
 	_ = cmd.RegisterFlagCompletionFunc("until", cobra.FixedCompletions(stopPhases(), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	cmd.ValidArgsFunction = cobra.FixedCompletions(playbooks.Recipes(), cobra.ShellCompDirectiveNoFileComp)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 
@@ -31,10 +30,11 @@ const splitVersion = 14
 
 // tablePlans says how each table moves. It reads both catalogs.
 func (j *job) tablePlans(ctx context.Context) ([]tablePlan, error) {
-	versions, existing, err := j.targetTables(ctx)
+	versions, cores, existing, err := j.targetTables(ctx)
 	if err != nil {
 		return nil, err
 	}
+	chunk := j.chunkBytes(cores)
 	plans := make([]tablePlan, 0, len(j.plan.Forward.Mappings))
 	for i := range j.plan.Forward.Mappings {
 		m := &j.plan.Forward.Mappings[i]
@@ -45,48 +45,60 @@ func (j *job) tablePlans(ctx context.Context) ([]tablePlan, error) {
 		p := tablePlan{Source: m.Source.Name, Target: m.Target, Rows: m.Source.Rows, Bytes: m.Source.Bytes, Rule: ruleText(m)}
 		p.Format, p.Why = snapshot.Format(m, columns, versions)
 		p.Identity, p.Because = j.plan.Forward.Of(&m.Source)
-		p.Parts = j.parts(&m.Source, versions.Source)
+		p.Parts = j.parts(&m.Source, versions.Source, chunk)
 		plans = append(plans, p)
 	}
 	return plans, nil
 }
 
-// targetTables returns both versions, and the tables that the target has already.
-func (j *job) targetTables(ctx context.Context) (v snapshot.Versions, have map[schema.Name]*schema.Table, err error) {
+// targetTables returns both versions, the cores of the smaller server, and the tables that the target
+// has already.
+func (j *job) targetTables(ctx context.Context) (v snapshot.Versions, cores int, have map[schema.Name]*schema.Table, err error) {
 	source, err := j.source.Connect(ctx, "plan")
 	if err != nil {
-		return v, nil, fmt.Errorf("source: %w", err)
+		return v, 0, nil, fmt.Errorf("source: %w", err)
 	}
 	defer source.Close(context.WithoutCancel(ctx))
 	target, err := j.target.Connect(ctx, "plan")
 	if err != nil {
-		return v, nil, fmt.Errorf("target: %w", err)
+		return v, 0, nil, fmt.Errorf("target: %w", err)
 	}
 	defer target.Close(context.WithoutCancel(ctx))
 	src, err := inspect.Server(ctx, source)
 	if err != nil {
-		return v, nil, fmt.Errorf("source: %w", err)
+		return v, 0, nil, fmt.Errorf("source: %w", err)
 	}
 	dst, err := inspect.Server(ctx, target)
 	if err != nil {
-		return v, nil, fmt.Errorf("target: %w", err)
+		return v, 0, nil, fmt.Errorf("target: %w", err)
+	}
+	if cores, err = snapshot.Cores(ctx, source, target); err != nil {
+		return v, 0, nil, err
 	}
 	tables, err := inspect.Tables(ctx, target, inspect.Filter{})
 	if err != nil {
-		return v, nil, fmt.Errorf("target: %w", err)
+		return v, 0, nil, fmt.Errorf("target: %w", err)
 	}
 	have = make(map[schema.Name]*schema.Table, len(tables))
 	for i := range tables {
 		have[tables[i].Name] = &tables[i]
 	}
-	return snapshot.Versions{Source: src.Major, Target: dst.Major}, have, nil
+	return snapshot.Versions{Source: src.Major, Target: dst.Major}, cores, have, nil
+}
+
+// chunkBytes is how large a chunk of the copy is going to be.
+func (j *job) chunkBytes(cores int) int64 {
+	var sizes []int64
+	for i := range j.plan.Forward.Mappings {
+		sizes = append(sizes, j.plan.Forward.Mappings[i].Source.Bytes)
+	}
+	given := snapshot.Sizing{Workers: j.playbook.Copy.Workers, ChunkBytes: int64(j.playbook.Copy.Chunk)}
+	return given.Size(cores, sizes).ChunkBytes
 }
 
 // parts estimates into how many parts the copy of a table is cut; each is finished for good once it
 // is committed, so that an interrupted copy reads only the others again.
-func (j *job) parts(t *schema.Table, major int) int64 {
-	const standard = 256 << 20 // see snapshot.Config
-	chunk := cmp.Or(int64(j.playbook.Copy.Chunk), standard)
+func (j *job) parts(t *schema.Table, major int, chunk int64) int64 {
 	own := int64(1)
 	if t.Kind == schema.Ordinary && major >= splitVersion {
 		own = max(1, min((t.Bytes+chunk-1)/chunk, t.Pages))
@@ -97,7 +109,7 @@ func (j *job) parts(t *schema.Table, major int) int64 {
 	sum := int64(0)
 	for i := range j.plan.Forward.Tables {
 		if p := &j.plan.Forward.Tables[i]; p.Parent != nil && *p.Parent == t.Name {
-			sum += j.parts(p, major)
+			sum += j.parts(p, major, chunk)
 		}
 	}
 	return max(1, sum)

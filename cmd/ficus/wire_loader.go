@@ -123,7 +123,7 @@ func (l *loader) open(ctx context.Context) error {
 		_, analyze = l.job.plan.Forward.Moved()
 	}
 	l.dump, err = dump.Open(ctx, dump.Config{
-		Source: l.job.source, Tools: tools, SkipTables: skip, Dir: l.dir, Log: l.log,
+		Source: l.job.source, Tools: tools, SkipTables: skip, Dir: l.dir, Log: l.log, Workers: p.Copy.Workers,
 		Filter: schema.Filter{Include: p.Select.Include, Exclude: p.Select.Exclude}, Analyze: analyze,
 	})
 	return err

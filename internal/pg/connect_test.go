@@ -4,11 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
@@ -167,4 +170,41 @@ func listen(t *testing.T) net.Listener {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// elsewhere lets a connection look as if its server were on another machine.
+type elsewhere struct{ net.Conn }
+
+func (elsewhere) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 5432} }
+
+func TestCores(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	for name, tt := range map[string]struct {
+		workers string
+		remote  bool
+		want    int
+	}{
+		"here":                      {"64", false, runtime.GOMAXPROCS(0)},
+		"elsewhere, as it comes":    {"8", true, 4},
+		"elsewhere, raised":         {"24", true, 12},
+		"elsewhere, raised by much": {"200", true, 16},
+		"elsewhere, lowered":        {"0", true, 2},
+	} {
+		conn, err := db.DSN.Connect(t.Context(), "test", pg.Setting("max_parallel_workers", tt.workers), func(cfg *pgx.ConnConfig) {
+			if tt.remote {
+				cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) { return elsewhere{c}, nil }
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := pg.Cores(t.Context(), conn)
+		if err != nil || got != tt.want || pg.Local(conn) == tt.remote {
+			t.Errorf("%s: %d cores, %v, local %t; want %d", name, got, err, pg.Local(conn), tt.want)
+		}
+		if err := conn.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
 }

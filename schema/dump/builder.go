@@ -43,7 +43,7 @@ func (b *builder) run(ctx context.Context, first, last stage, ready <-chan Ready
 		return err
 	}
 	b.d.checkOwners(b.roles, first, last)
-	if b.means, err = readMeans(ctx, conn); err != nil {
+	if b.means, err = readMeans(ctx, conn, b.d.cfg.Workers); err != nil {
 		return err
 	}
 	for _, e := range b.d.entries {

@@ -1,13 +1,11 @@
 package dump
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -45,7 +43,7 @@ type Config struct {
 	Analyze []schema.Name
 
 	Dir     string       // where the archive lies until Open returns; default: the system's temporary folder
-	Workers int          // sessions that build indexes and check foreign keys; default: cores, at least 2
+	Workers int          // sessions that build indexes and check foreign keys; default: cores of the target (see [pg.Cores]), at least 2
 	Log     *slog.Logger // default: none
 }
 
@@ -68,7 +66,6 @@ type Progress func(what string, done, total int)
 
 // Open reads the source's schema.
 func Open(ctx context.Context, cfg Config) (*Dump, error) {
-	cfg.Workers = cmp.Or(cfg.Workers, max(runtime.GOMAXPROCS(0), 2))
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

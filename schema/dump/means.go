@@ -1,9 +1,9 @@
 package dump
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"runtime"
 
 	"github.com/jackc/pgx/v5"
 
@@ -23,9 +23,10 @@ const (
 
 // means is what the target has for building indexes, and what its settings give to one build.
 type means struct {
-	memory int64 // for all
-	cores  int   // 0 when that is not known
-	usual  share
+	sessions int   // at a time
+	memory   int64 // for all
+	cores    int   // 0 when that is not known
+	usual    share
 }
 
 // A share is what one session may use. The zero value is what its settings say.
@@ -34,11 +35,16 @@ type share struct {
 	workers int   // max_parallel_maintenance_workers
 }
 
-// readMeans asks the target.
-func readMeans(ctx context.Context, conn *pgx.Conn) (m means, err error) {
-	if pg.Local(conn) {
-		m.cores = runtime.GOMAXPROCS(0)
+// readMeans asks the target. So many sessions were asked for, 0 for as many as are useful.
+func readMeans(ctx context.Context, conn *pgx.Conn, sessions int) (m means, err error) {
+	cores, err := pg.Cores(ctx, conn)
+	if err != nil {
+		return means{}, err
 	}
+	if pg.Local(conn) {
+		m.cores = cores
+	}
+	m.sessions = cmp.Or(sessions, max(cores, 2))
 	err = conn.QueryRow(ctx, `SELECT
 	pg_catalog.pg_size_bytes(pg_catalog.current_setting('effective_cache_size')) / $1,
 	pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')),

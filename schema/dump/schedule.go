@@ -122,10 +122,10 @@ func (s *schedule) goOn(ctx context.Context, r Ready, more bool) error {
 	}
 	switch {
 	case !more:
-		s.ready, s.sessions = nil, s.d.cfg.Workers
+		s.ready, s.sessions = nil, s.means.sessions
 		s.idle = append(s.idle, &session{conn: s.conn})
 	case r.Session:
-		s.sessions = min(s.sessions+1, s.d.cfg.Workers)
+		s.sessions = min(s.sessions+1, s.means.sessions)
 	}
 	return nil
 }
@@ -193,7 +193,7 @@ func (s *schedule) buildOn(ctx context.Context, on *session, j *job, due share) 
 // due returns what a job may use of the server, given what else is large enough to want some.
 func (s *schedule) due(j *job) share {
 	if s.ready != nil { // a copy is using the server, too
-		return s.means.among(s.d.cfg.Workers)
+		return s.means.among(s.means.sessions)
 	}
 	n := 1
 	for _, others := range [][]*job{s.busy, s.queue} {

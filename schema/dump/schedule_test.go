@@ -168,14 +168,14 @@ func TestMeans(t *testing.T) {
 		n     int
 		want  share
 	}{
-		{"one build on two cores", means{1024 * mb, 2, usual}, 1, share{1024 * mb, 1}},
-		{"as many as cores", means{1024 * mb, 2, usual}, 2, share{512 * mb, 0}},
-		{"more than cores", means{1024 * mb, 2, usual}, 3, share{1024 * mb / 3, 0}},
-		{"many cores", means{1024 * mb, 16, usual}, 2, share{512 * mb, 2}},
-		{"cores not known", means{1024 * mb, 0, usual}, 8, share{128 * mb, 2}},
-		{"little memory", means{128 * mb, 0, usual}, 8, usual},
-		{"much memory", means{1 << 40, 0, usual}, 8, share{mostMemory, 2}},
-		{"more than that by the settings", means{1024 * mb, 0, share{4096 * mb, 0}}, 1, share{4096 * mb, 0}},
+		{"one build on two cores", means{0, 1024 * mb, 2, usual}, 1, share{1024 * mb, 1}},
+		{"as many as cores", means{0, 1024 * mb, 2, usual}, 2, share{512 * mb, 0}},
+		{"more than cores", means{0, 1024 * mb, 2, usual}, 3, share{1024 * mb / 3, 0}},
+		{"many cores", means{0, 1024 * mb, 16, usual}, 2, share{512 * mb, 2}},
+		{"cores not known", means{0, 1024 * mb, 0, usual}, 8, share{128 * mb, 2}},
+		{"little memory", means{0, 128 * mb, 0, usual}, 8, usual},
+		{"much memory", means{0, 1 << 40, 0, usual}, 8, share{mostMemory, 2}},
+		{"more than that by the settings", means{0, 1024 * mb, 0, share{4096 * mb, 0}}, 1, share{4096 * mb, 0}},
 	} {
 		if got := tt.means.among(tt.n); got != tt.want {
 			t.Errorf("%s: got %+v, want %+v", tt.name, got, tt.want)

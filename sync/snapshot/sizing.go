@@ -10,7 +10,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pg"
 )
 
-// Limits of what Size chooses. A chunk is what an interrupted copy loses at most, and what a target
+// Limits of what is chosen. A chunk is what an interrupted copy loses at most, and what a target
 // can store frozen: seconds of work.
 const (
 	leastWorkers = 2
@@ -24,28 +24,27 @@ type Sizing struct {
 	ChunkBytes int64 // of a table, TOAST included
 }
 
-// Size divides tables of these sizes. cores is how many each server may use, of that which has fewer.
+// Size fills in what a sizing leaves open, for tables of these sizes. cores is how many each server
+// may use, of that which has fewer.
 //
 // Two cores are kept busy by one COPY, since one server reads while the other writes: cutting a table
-// smaller would gain nothing, and lose that a table of one chunk is stored frozen and in the order
-// that it had. With more cores there are as many workers, and no chunk is more than half of what
-// falls to one of them, so that all have work until the end.
-func Size(cores int, tables []int64) Sizing {
-	s := Sizing{Workers: max(cores, leastWorkers), ChunkBytes: mostChunk}
-	if cores <= leastWorkers {
+// smaller for two workers gains nothing, and loses that a table of one chunk is stored frozen and in
+// the order that it had. For more workers no chunk is more than half of what falls to one of them, so
+// that all have work until the end.
+func (s Sizing) Size(cores int, tables []int64) Sizing {
+	s.Workers = cmp.Or(s.Workers, max(cores, leastWorkers))
+	if s.ChunkBytes != 0 {
 		return s
 	}
-	var sum int64
-	for _, bytes := range tables {
-		sum += bytes
+	s.ChunkBytes = mostChunk
+	if s.Workers > leastWorkers {
+		var sum int64
+		for _, bytes := range tables {
+			sum += bytes
+		}
+		s.ChunkBytes = min(max(sum/int64(2*s.Workers), leastChunk), mostChunk)
 	}
-	s.ChunkBytes = min(max(sum/int64(2*s.Workers), leastChunk), mostChunk)
 	return s
-}
-
-// Or returns s with what it leaves open taken from chosen.
-func (s Sizing) Or(chosen Sizing) Sizing {
-	return Sizing{Workers: cmp.Or(s.Workers, chosen.Workers), ChunkBytes: cmp.Or(s.ChunkBytes, chosen.ChunkBytes)}
 }
 
 // Cores returns how many cores the server that has fewer may use; see [pg.Cores].
@@ -69,6 +68,6 @@ func (c *copier) size(cores int, sources []source) {
 			tables = append(tables, p.bytes)
 		}
 	}
-	s := Sizing{c.cfg.Workers, c.cfg.ChunkBytes}.Or(Size(cores, tables))
+	s := Sizing{c.cfg.Workers, c.cfg.ChunkBytes}.Size(cores, tables)
 	c.cfg.Workers, c.cfg.ChunkBytes = s.Workers, s.ChunkBytes
 }

@@ -27,7 +27,7 @@ type Config struct {
 	// Mappings are the tables. Their target tables exist, and lose the rows that they have.
 	Mappings []transform.Mapping
 	// Workers is how many chunks are copied at a time; each takes a session on either side.
-	// ChunkBytes is how much of a table, TOAST included, is copied at once. Default: see [Size].
+	// ChunkBytes is how much of a table, TOAST included, is copied at once. Default: see [Sizing.Size].
 	Workers    int
 	ChunkBytes int64
 	// Progress is called about five times a second for each table that moved on, and once more when
