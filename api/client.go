@@ -65,6 +65,11 @@ func (c *Client) Do(ctx context.Context, name string, ask migrate.Command) error
 	return c.call(ctx, http.MethodPost, c.at(name, string(ask.Verb)), CommandRequest{Gate: ask.Gate, Tables: ask.Tables, Wait: ask.Wait, Actor: ask.Actor}, nil)
 }
 
+// Amend takes the rules of a changed playbook; see [Service].
+func (c *Client) Amend(ctx context.Context, name string, r AmendRequest) error {
+	return c.call(ctx, http.MethodPost, c.at(name, "playbook"), r, nil)
+}
+
 // Verify compares the databases of a migration at one instant; see [Service].
 func (c *Client) Verify(ctx context.Context, name string) (migrate.Proof, error) {
 	var p migrate.Proof

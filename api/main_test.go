@@ -138,6 +138,15 @@ func (f *fake) Evidence(_ context.Context, name string) ([]byte, error) {
 	return []byte(`{"kind":"exact","lsn":"0/1","tables":[],"digest":"d"}`), nil
 }
 
+func (f *fake) Amend(_ context.Context, name string, _ AmendRequest) error {
+	if _, err := f.Get(name); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.do
+}
+
 func (f *fake) Start(_ context.Context, r StartRequest) (migrate.Status, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -80,6 +80,27 @@ func (s *Server) start(c *gin.Context) {
 	c.JSON(http.StatusCreated, status)
 }
 
+// amend answers with the status; the migration goes on by a command.
+func (s *Server) amend(c *gin.Context) {
+	var r AmendRequest
+	if err := body(c, &r, "yaml", "params", "actor"); err != nil {
+		s.refuse(c, problemOf(err, CodeBadRequest))
+		return
+	}
+	name := c.Param("name")
+	if r.YAML == "" {
+		s.refuse(c, problem(CodeBadRequest, "a changed playbook without its text", `give "yaml"`))
+		return
+	}
+	r.Actor = s.actor(c, r.Actor)
+	if err := s.cfg.Service.Amend(c.Request.Context(), name, r); err != nil { // mostly a mistake in the playbook
+		s.refuse(c, problemOf(err, CodeBadRequest))
+		return
+	}
+	s.cfg.Log.LogAttrs(c.Request.Context(), slog.LevelInfo, "playbook changed", slog.String("migration", name), slog.String("actor", r.Actor))
+	s.show(c)
+}
+
 // verify answers when the comparison is done. A difference is an answer, not an error.
 func (s *Server) verify(c *gin.Context) {
 	if err := body(c, &struct{}{}); err != nil {

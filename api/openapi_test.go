@@ -111,7 +111,7 @@ func TestDocumentHasTheFields(t *testing.T) {
 	}
 	for _, typ := range []reflect.Type{
 		reflect.TypeFor[List](), reflect.TypeFor[migrate.Event](), reflect.TypeFor[Problem](), reflect.TypeFor[Health](),
-		reflect.TypeFor[StartRequest](), reflect.TypeFor[CommandRequest](),
+		reflect.TypeFor[StartRequest](), reflect.TypeFor[CommandRequest](), reflect.TypeFor[AmendRequest](),
 	} {
 		check(typ)
 	}

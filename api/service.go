@@ -34,6 +34,9 @@ type Service interface {
 	Verify(ctx context.Context, name string) (migrate.Proof, error)
 	// Evidence returns the newest report of a comparison, sealed, in JSON, or ErrNotFound.
 	Evidence(ctx context.Context, name string) ([]byte, error)
+	// Amend takes the rules of a playbook that was changed, for the table in front of whose DDL the
+	// migration stands. It answers migrate.ErrNotNow when it does not.
+	Amend(ctx context.Context, name string, r AmendRequest) error
 	// Start begins a migration, or answers ErrFixed.
 	Start(ctx context.Context, r StartRequest) (migrate.Status, error)
 }
@@ -44,4 +47,11 @@ type StartRequest struct {
 	YAML     string            `json:"yaml,omitempty"`     // text of one
 	Params   map[string]string `json:"params,omitempty"`   // "name", "source" and "target" among them
 	Yes      bool              `json:"yes,omitempty"`      // take every manual gate as approved
+}
+
+// An AmendRequest is a playbook that was changed while its migration stands.
+type AmendRequest struct {
+	YAML   string            `json:"yaml"`
+	Params map[string]string `json:"params,omitempty"` // beside those that the migration was started with
+	Actor  string            `json:"actor,omitempty"`  // who asks, for the journal. Default: the token's name, or "api"
 }

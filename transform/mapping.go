@@ -16,6 +16,22 @@ type Mapping struct {
 	Where   string   // SQL condition over the source's columns; "" moves every row
 	Key     []KeyColumn
 	Rule    *Rule // what it was compiled from; nil for a table that moves as it is
+	// Former are names that Source had before, the oldest first. The stream may still show it under
+	// one of them.
+	Former []schema.Name
+}
+
+// Original is the name of the source table that rules know it by.
+func (m *Mapping) Original() schema.Name {
+	if len(m.Former) > 0 {
+		return m.Former[0]
+	}
+	return m.Source.Name
+}
+
+// Called reports whether Source has a name, or had it.
+func (m *Mapping) Called(name schema.Name) bool {
+	return m.Source.Name == name || slices.Contains(m.Former, name)
 }
 
 // A Column says where the value of one target column comes from: a source column as it is, or an

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -45,7 +46,9 @@ type job struct {
 	playbook       *playbooks.Playbook
 	recipe         string
 	source, target pg.DSN
+	params         map[string]string // that the playbook was filled in with
 	plan           *blueprint
+	amended        bool // rules are others than in the last run
 	copyOnly       bool // nothing is followed afterwards
 
 	found struct { // by tools
@@ -152,23 +155,51 @@ func (j *job) recall(store *eventstore.Store) (ok bool, err error) {
 	if err := json.Unmarshal(data, &b); err != nil {
 		return false, fmt.Errorf("read the blueprint of %s: %w", j.playbook.Name, err)
 	}
-	same, err := sameData(&b.Playbook, j.playbook)
+	next, err := b.amended(j.playbook)
 	if err != nil {
 		return false, err
 	}
-	if !same {
-		return false, hint.Wrap(fmt.Errorf("the playbook of %s says otherwise than when the migration began what is moved, or how", j.playbook.Name),
-			"go on with select, schema, tables and follow as they were; or ficus cancel %s, and begin again under another --name", j.playbook.Name)
+	j.plan, j.amended = &b, next != nil
+	if next == nil {
+		return true, nil
 	}
-	j.plan = &b
-	return true, nil
+	j.plan = next
+	return true, j.keep(store)
 }
 
-// sameData reports whether two playbooks move the same data in the same way. All else in them may change while a
-// migration is stopped.
-func sameData(a, b *playbooks.Playbook) (bool, error) {
+// amended returns the blueprint with the rules of a changed playbook, nil when they are the same. What is
+// moved, and how, stands once a migration has begun, but for the rules of the table whose DDL the link
+// stands in front of. All else in a playbook may change while a migration is stopped.
+func (b *blueprint) amended(p *playbooks.Playbook) (*blueprint, error) {
+	same, err := sameData(&b.Playbook, p, nil)
+	if err != nil || same {
+		return nil, err
+	}
+	stopped := b.Forward.StoppedAt()
+	if same, err = sameData(&b.Playbook, p, stopped); err != nil {
+		return nil, err
+	}
+	if len(stopped) == 0 || !same {
+		advice := "go on with select, schema, tables and follow as they were; or ficus cancel %s, and begin again under another --name"
+		if len(stopped) > 0 {
+			advice += "; only the rules of " + stopped[0].Display() + ", which the source's DDL concerns, may be others now"
+		}
+		return nil, hint.Wrap(fmt.Errorf("the playbook of %s says otherwise than when the migration began what is moved, or how", p.Name), advice, p.Name)
+	}
+	next := *b
+	next.Playbook.Tables = p.Tables
+	return &next, nil
+}
+
+// sameData reports whether two playbooks move the same data in the same way, rules for some tables aside.
+func sameData(a, b *playbooks.Playbook, aside []schema.Name) (bool, error) {
 	data := func(p *playbooks.Playbook) ([]byte, error) {
-		return json.Marshal([]any{p.Select, p.Schema, p.Tables, p.Follow.NoReplicaIdentity})
+		tables := maps.Clone(p.Tables)
+		maps.DeleteFunc(tables, func(key string, _ playbooks.Table) bool {
+			name, err := schema.ParseName(key)
+			return err == nil && slices.Contains(aside, name)
+		})
+		return json.Marshal([]any{p.Select, p.Schema, tables, p.Follow.NoReplicaIdentity})
 	}
 	was, err := data(a)
 	if err != nil {
@@ -176,6 +207,45 @@ func sameData(a, b *playbooks.Playbook) (bool, error) {
 	}
 	is, err := data(b)
 	return bytes.Equal(was, is), err
+}
+
+// amend takes the rules of a playbook that was changed while the link stands, durably. It reports whether
+// they are others.
+func (e *engine) amend(store *eventstore.Store, text string, params map[string]string, actor string) (bool, error) {
+	all := maps.Clone(e.job.params)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, params)
+	p, err := playbooks.Parse("playbook", []byte(text), all)
+	if err != nil {
+		return false, err
+	}
+	name := e.job.playbook.Name
+	if p.Name != name {
+		return false, fmt.Errorf("it is the playbook of %s, not of %s", p.Name, name)
+	}
+	if s := e.migration.Status(); s.Phase != migrate.Failed {
+		return false, hint.Wrap(fmt.Errorf("change the playbook of %s in phase %s: %w", name, s.Phase, migrate.ErrNotNow), "rules may change while the migration stands in front of DDL")
+	}
+	next, err := e.current().amended(p)
+	if err != nil || next == nil {
+		return false, err
+	}
+	if err := e.replace(store, next); err != nil {
+		return false, err
+	}
+	e.migration.Tell(amendedText(next, actor))
+	return true, nil
+}
+
+// amendedText tells that rules are others.
+func amendedText(b *blueprint, actor string) string {
+	text := "takes the rules of table " + b.Forward.StoppedAt()[0].Display() + " from the changed playbook"
+	if actor != "" {
+		text += " (" + actor + ")"
+	}
+	return text
 }
 
 // recognise refuses databases other than those that the migration began with. One that does not

@@ -53,6 +53,7 @@ func (a *app) verbCommands() []*cobra.Command {
 
 func (a *app) verbCommand(verb migrate.Verb, short, long string) *cobra.Command {
 	var gate, token string
+	var change amendFlags
 	var wait bool
 	cmd := &cobra.Command{
 		Use:   string(verb) + " NAME",
@@ -62,6 +63,9 @@ func (a *app) verbCommand(verb migrate.Verb, short, long string) *cobra.Command 
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(token)
 			if err != nil {
+				return err
+			}
+			if err := change.send(cmd, c, args[0]); err != nil {
 				return err
 			}
 			err = c.Do(cmd.Context(), args[0], migrate.Command{Verb: verb, Gate: gate, Actor: actor(), Wait: wait})
@@ -87,6 +91,9 @@ func (a *app) verbCommand(verb migrate.Verb, short, long string) *cobra.Command 
 	cmd.Flags().BoolVar(&wait, "wait", false, "return when it is done, not when it is on record")
 	if verb == migrate.Approve {
 		cmd.Flags().StringVar(&gate, "gate", migrate.GateApproval, "which gate")
+	}
+	if verb == migrate.Resume {
+		change.register(cmd)
 	}
 	tokenFlag(cmd, &token)
 	return cmd

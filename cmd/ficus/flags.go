@@ -116,5 +116,9 @@ func (f *playbookFlags) load(cmd *cobra.Command, args []string) (*job, error) {
 	p.Router.Listen = cmp.Or(f.gatewayListen, p.Router.Listen)
 	p.Router.Users = cmp.Or(f.users, p.Router.Users)
 	p.Copy.Workers = cmp.Or(f.workers, p.Copy.Workers)
-	return newJob(p, recipe)
+	j, err := newJob(p, recipe)
+	if err == nil {
+		j.params = params
+	}
+	return j, err
 }

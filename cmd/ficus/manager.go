@@ -224,6 +224,25 @@ func (m *manager) Evidence(_ context.Context, name string) ([]byte, error) {
 	return report, err
 }
 
+// Amend implements [api.Service].
+func (m *manager) Amend(_ context.Context, name string, r api.AmendRequest) error {
+	e, err := m.engine(name)
+	if err != nil {
+		return err
+	}
+	changed, err := e.amend(m.store, r.YAML, r.Params, r.Actor)
+	if err != nil || !changed || m.fixed {
+		return err
+	}
+	started, err := m.started(name) // which the next process begins with
+	if err != nil {
+		return err
+	}
+	started.Playbook, started.YAML = "", r.YAML
+	maps.Copy(started.Params, r.Params)
+	return m.keep(name, started)
+}
+
 // Start implements [api.Service].
 func (m *manager) Start(ctx context.Context, r api.StartRequest) (migrate.Status, error) {
 	if m.fixed {
@@ -258,6 +277,7 @@ func (m *manager) begin(ctx context.Context, r api.StartRequest) (*engine, error
 	if err != nil {
 		return nil, err
 	}
+	j.params = r.Params
 	return m.add(ctx, j, r.Yes, nil)
 }
 

@@ -93,6 +93,21 @@ func (m *manager) keep(name string, r api.StartRequest) error {
 	return m.store.Bucket(requests).Put(name, data)
 }
 
+// started returns what keep remembers.
+func (m *manager) started(name string) (r api.StartRequest, err error) {
+	data, _, err := m.store.Bucket(requests).Get(name)
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil {
+		return r, fmt.Errorf("read how migration %s was started: %w", name, err)
+	}
+	if r.Params == nil {
+		r.Params = map[string]string{}
+	}
+	return r, nil
+}
+
 // recover goes on with the migrations of an earlier process. One that cannot is logged and left
 // alone: the others must not wait for it.
 func (m *manager) recover(ctx context.Context) error {
@@ -101,13 +116,9 @@ func (m *manager) recover(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		data, _, err := m.store.Bucket(requests).Get(name)
+		r, err := m.started(name)
 		if err != nil {
 			return err
-		}
-		var r api.StartRequest
-		if err := json.Unmarshal(data, &r); err != nil {
-			return fmt.Errorf("read how migration %s was started: %w", name, err)
 		}
 		_, _, phase, err := m.present(name)
 		if err != nil {

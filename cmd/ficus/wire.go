@@ -100,6 +100,9 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 		e.Close()
 		return nil, err
 	}
+	if j.amended {
+		e.migration.Tell(amendedText(j.plan, ""))
+	}
 	return e, nil
 }
 

@@ -40,6 +40,14 @@ func (l followingLink) Known(tables []string) ([]string, error) {
 // Wake implements [migrate.Recopier].
 func (l followingLink) Wake() { l.follower.Wake() }
 
+// choice is what the playbook says now.
+func (e *engine) choice() ddl.Choice {
+	c := e.job.choice()
+	b := e.current().Playbook
+	c.Rules = b.Rules()
+	return c
+}
+
 // choice is what a playbook says of what moves, in the follower's terms.
 func (j *job) choice() ddl.Choice {
 	p := j.playbook
@@ -56,7 +64,7 @@ func (e *engine) wireFollower(ctx context.Context, cfg engineConfig) (err error)
 	e.follower, err = ddl.New(ctx, ddl.Config{
 		Migration: p.Name, Origin: j.source, Destination: j.target, Link: e.forward,
 		Opposite: e.remapReverse, Plans: forwardPlans{e, cfg.Store}, Host: ddlHost{e, migrate.Source}, Requests: requestsOf{e},
-		Choice: j.choice(), Safe: p.Follow.DDL == "safe", MakesTables: p.CopiesSchema(), Tools: j.tools, Dir: cfg.Dir,
+		Choice: e.choice, Safe: p.Follow.DDL == "safe", MakesTables: p.CopiesSchema(), Tools: j.tools, Dir: cfg.Dir,
 		Workers: p.Copy.Workers, ChunkBytes: int64(p.Copy.Chunk), Progress: e.recopying, Log: cfg.Log,
 	})
 	return err

@@ -80,9 +80,9 @@ func (b *bases) holds(rel *change.Relation, commit change.LSN, xid uint32) bool 
 	if b.until == 0 {
 		return false
 	}
-	t, ok := b.named[schema.Name{Schema: rel.Namespace, Name: rel.Name}]
+	t, ok := b.oids[rel.ID]
 	if !ok {
-		t = b.oids[rel.ID]
+		t = b.named[schema.Name{Schema: rel.Namespace, Name: rel.Name}]
 	}
 	return commit < t.until && t.sees.Sees(xid)
 }

@@ -40,7 +40,7 @@ type collector struct {
 	out     chan<- *batch
 
 	batch   *batch
-	since   time.Time  // when the first transaction of batch was complete
+	since   time.Time // when the first transaction of batch was complete
 	pace    pace
 	tx      txn        // the open transaction
 	commits change.LSN // where its commit record begins
@@ -365,10 +365,11 @@ func (c *collector) table(rel *change.Relation) (*table, error) {
 		return b.table, nil
 	}
 	b = &binding{rel: rel}
-	if old := c.renamed(rel); old != nil {
-		return nil, hint.Wrap(&SchemaChange{Table: old.Name, Relation: rel, Renamed: true}, "rename it back at the source, then resume")
+	m, err := c.mapping(rel)
+	if err != nil {
+		return nil, err
 	}
-	if m := c.sources[schema.Name{Schema: rel.Namespace, Name: rel.Name}]; m != nil {
+	if m != nil {
 		t, err := bind(rel, m, c.targets[m.Target])
 		if err != nil {
 			return nil, err
@@ -379,16 +380,26 @@ func (c *collector) table(rel *change.Relation) (*table, error) {
 	return b.table, nil
 }
 
-// renamed returns the source table of a mapping that the stream now sends under another name, or
-// nil. Its rows would otherwise be taken for those of a table that does not move.
-func (c *collector) renamed(rel *change.Relation) *schema.Table {
-	if c.sources[schema.Name{Schema: rel.Namespace, Name: rel.Name}] != nil {
-		return nil
+// mapping returns the mapping that wants a relation's rows, nil for none. A table is known by its OID
+// where both sides of the comparison have one: two tables may have swapped their names, and one that
+// was renamed would be taken for one that does not move.
+func (c *collector) mapping(rel *change.Relation) (*transform.Mapping, error) {
+	name := schema.Name{Schema: rel.Namespace, Name: rel.Name}
+	named := c.sources[name]
+	if named != nil && (named.Source.OID == rel.ID || named.Source.OID == 0 || rel.ID == 0) {
+		return named, nil
 	}
 	for _, m := range c.sources {
-		if m.Source.OID == rel.ID && rel.ID != 0 {
-			return &m.Source
+		switch {
+		case m.Source.OID != rel.ID || rel.ID == 0:
+		case m.Called(name):
+			return m, nil
+		default:
+			return nil, hint.Wrap(&SchemaChange{Table: m.Source.Name, Relation: rel, Renamed: true}, "resume takes the new name")
 		}
 	}
-	return nil
+	if named != nil {
+		return nil, hint.Wrap(&SchemaChange{Table: name, Relation: rel, Other: true}, "rename it back at the source, then resume")
+	}
+	return nil, nil
 }

@@ -43,6 +43,7 @@ type SchemaChange struct { //nolint:errname // it says what changed; RowError sa
 	Table    schema.Name      // at the source, as the mapping knows it
 	Relation *change.Relation // as the stream describes it from that transaction on
 	Renamed  bool             // the table itself has another name now, Relation's
+	Other    bool             // it is another table that has the name now
 
 	New, Gone, Retyped []string // columns
 }
@@ -51,6 +52,9 @@ func (e *SchemaChange) Error() string {
 	var what []string
 	if e.Renamed {
 		what = append(what, "it is now "+schema.Name{Schema: e.Relation.Namespace, Name: e.Relation.Name}.Display())
+	}
+	if e.Other {
+		what = append(what, "another table has its name now")
 	}
 	for _, list := range []struct {
 		words   string

@@ -43,7 +43,7 @@ func (f *Follower) reshape(ctx context.Context, v *view, known *transform.Mappin
 	s, err := f.step(ctx, v, known, e)
 	switch {
 	case err != nil:
-		return f.refuse(known.Source.Name, describe(e)+": "+err.Error(), f.adviceRules())
+		return f.refuseRule(known.Source.Name, describe(e), markOfRows(known, e), err)
 	case s.needs() != nil && !ours:
 		return f.stop(s)
 	}
@@ -52,7 +52,9 @@ func (f *Follower) reshape(ctx context.Context, v *view, known *transform.Mappin
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := runDDL(ctx, conn, s.statements); err != nil {
+	if err := runDDL(ctx, conn, s.statements); passing(err) {
+		return err
+	} else if err != nil {
 		return f.refuse(known.Source.Name, describe(e)+": the target refused to follow: "+err.Error(), f.adviceHand(s))
 	}
 	if err := f.cfg.Plans.Replace(s.next); err != nil {

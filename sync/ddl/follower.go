@@ -82,7 +82,8 @@ type Config struct {
 	Host     Host
 	Requests Requests
 
-	Choice Choice
+	// Choice is asked for each time: rules may change while the link stands.
+	Choice func() Choice
 	// Safe lets what is safe be followed; the rest stops the link, as does everything without it.
 	Safe bool
 	// MakesTables says that the destination's tables are made like the origin's, new ones too.
@@ -180,6 +181,9 @@ func (f *Follower) react(ctx context.Context, err error) error {
 	if change, ok := errors.AsType[*apply.SchemaChange](err); ok {
 		return f.act(ctx, func(ctx context.Context) error { return f.streamed(ctx, change) })
 	}
+	if errors.Is(err, apply.ErrSchemaChanged) {
+		return f.act(ctx, func(ctx context.Context) error { return f.misfit(ctx, err) })
+	}
 	if f.cfg.Safe && pg.Code(err) == codeNoPartition {
 		return f.act(ctx, func(ctx context.Context) error { return f.unpartitioned(ctx, err) })
 	}
@@ -215,6 +219,9 @@ func (f *Follower) finish(ctx context.Context) error {
 	if err := f.cfg.Host.Unprove(p.Why); err != nil {
 		return err
 	}
+	if err := f.carryRenames(ctx, p); err != nil {
+		return err
+	}
 	if err := f.makeTables(ctx, p.New); err != nil {
 		return err
 	}
@@ -245,6 +252,9 @@ func (f *Follower) finish(ctx context.Context) error {
 
 // copyAgain copies tables anew.
 func (f *Follower) copyAgain(ctx context.Context, p *Pending) error {
+	if changed, err := f.stillThere(ctx, p.Resync); changed || err != nil {
+		return cmp.Or(err, ErrReshaped)
+	}
 	for _, t := range p.Resync {
 		f.tell(ctx, "copies table "+t.Display()+" anew: "+p.Why)
 	}
@@ -254,6 +264,25 @@ func (f *Follower) copyAgain(ctx context.Context, p *Pending) error {
 		Locked: func(ctx context.Context) error { return f.unchanged(ctx, p.Resync, f.cfg.Safe) },
 	})
 	return err
+}
+
+// stillThere makes sure that tables are to be found under their names, and otherwise deals with that:
+// changed says that the plan is another one then.
+func (f *Follower) stillThere(ctx context.Context, tables []schema.Name) (changed bool, err error) {
+	v, err := f.look(ctx)
+	if err != nil {
+		return false, err
+	}
+	if list := v.renamed(); len(list) > 0 {
+		return true, f.rename(ctx, v, list)
+	}
+	for _, t := range tables {
+		known := v.plan.Mapping(t)
+		if _, why := v.find(&known.Source); why != "" {
+			return true, f.lost(ctx, known, why)
+		}
+	}
+	return false, nil
 }
 
 // tell journals an event.

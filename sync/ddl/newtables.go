@@ -16,7 +16,7 @@ import (
 
 // newTables lists the tables that the playbook selects and that the blueprint does not know.
 func (f *Follower) newTables(v *view) []schema.Table {
-	match, err := f.cfg.Choice.Filter.Compile()
+	match, err := f.cfg.Choice().Filter.Compile()
 	if err != nil { // it was compiled when the migration began
 		return nil
 	}
@@ -30,7 +30,7 @@ func (f *Follower) newTables(v *view) []schema.Table {
 			continue
 		}
 		// A slot reads WAL from before the publication of inserts, which cannot come later.
-		if f.cfg.Choice.InsertsOnly && len(t.IdentKey) == 0 && t.Identity != schema.IdentityFull && len(v.plan.InsertOnly) == 0 {
+		if f.cfg.Choice().InsertsOnly && len(t.IdentKey) == 0 && t.Identity != schema.IdentityFull && len(v.plan.InsertOnly) == 0 {
 			f.warn(Warning{t.Name.Display(), "new-table", "the table is new at the source, has no key, and does not move", "give it a primary key or REPLICA IDENTITY FULL"})
 			continue
 		}
@@ -45,7 +45,7 @@ func (f *Follower) takeIn(ctx context.Context, v *view, fresh []schema.Table) er
 	var names []schema.Name
 	var err error
 	for i := range fresh {
-		m, err := f.compile(ctx, &fresh[i])
+		m, err := f.compile(ctx, &fresh[i], nil)
 		if err != nil {
 			return err
 		}

@@ -112,12 +112,12 @@ func (f *Follower) repartition(ctx context.Context, v *view, m *transform.Mappin
 	})
 	f.sort(&next)
 	v.remember(&next, &evolve.Evolution{Table: m.Source})
-	next.Told = ""
+	next.Told, next.Stopped = "", schema.Name{}
 
 	copyAnew := (filled || len(gone) > 0)
 	if copyAnew && !f.cfg.Safe && !told {
 		marked := *f.cfg.Plans.Current()
-		marked.Told = mark
+		marked.Told, marked.Stopped = mark, m.Source.Name
 		if err := f.cfg.Plans.Replace(&marked); err != nil {
 			return err
 		}

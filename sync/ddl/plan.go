@@ -29,6 +29,10 @@ type Plan struct {
 	// Told is the change of the origin that the link stopped at last, and that its operator was told
 	// of: whoever runs it again has seen to it.
 	Told string `json:"told,omitempty"`
+	// Stopped is the table that Told is about: the rules for it may be others when it goes on.
+	Stopped schema.Name `json:"stopped,omitzero"`
+	// Renames are the new names of which the operator was told.
+	Renames []Rename `json:"renames,omitempty"`
 	// Pending is a change of the tables that is not yet through.
 	Pending *Pending `json:"pending,omitempty"`
 	// Taken is the number of the newest request that became Pending.
@@ -42,6 +46,45 @@ type Pending struct {
 	Since  time.Time     `json:"since,omitzero"`   // by the destination's clock: what was built of New was built later
 	Resync []schema.Name `json:"resync,omitempty"` // tables that are copied anew
 	Why    string        `json:"why"`
+
+	Renames []Rename `json:"renames,omitempty"`
+	ID      string   `json:"id,omitempty"` // of Renames, which must not be carried out twice
+}
+
+// and returns a change that is both, with the tables of the first under their new names.
+func (p *Pending) and(next Pending) *Pending {
+	if p == nil {
+		return &next
+	}
+	both := *p
+	now := func(n schema.Name) schema.Name {
+		for _, r := range next.Renames {
+			if r.From == n {
+				return r.To
+			}
+		}
+		return n
+	}
+	both.New, both.Resync = slices.Clone(p.New), slices.Clone(p.Resync)
+	for _, list := range [][]schema.Name{both.New, both.Resync} {
+		for i, n := range list {
+			list[i] = now(n)
+		}
+	}
+	both.Renames, both.ID, both.Why = next.Renames, next.ID, p.Why+"; "+next.Why
+	return &both
+}
+
+// without returns the change without a table that is gone.
+func (p *Pending) without(table schema.Name, why string) *Pending {
+	if p == nil {
+		return &Pending{Why: why}
+	}
+	rest := *p
+	gone := func(n schema.Name) bool { return n == table }
+	rest.New, rest.Resync = slices.DeleteFunc(slices.Clone(p.New), gone), slices.DeleteFunc(slices.Clone(p.Resync), gone)
+	rest.Why += "; " + why
+	return &rest
 }
 
 // Identities are the tables of a link that need another replica identity than they have.
@@ -147,6 +190,22 @@ func (p *Plan) Moved() (origin, destination []schema.Name) {
 		destination = append(destination, p.Mappings[i].Target)
 	}
 	return origin, destination
+}
+
+// StoppedAt returns the names, of now and of before, of the table whose DDL the link stands in front of;
+// none when it does not.
+func (p *Plan) StoppedAt() []schema.Name {
+	m := p.Mapping(p.Stopped)
+	if m == nil {
+		return nil
+	}
+	names := append([]schema.Name{m.Source.Name}, m.Former...)
+	for _, r := range p.Renames {
+		if r.From == m.Source.Name {
+			names = append(names, r.To)
+		}
+	}
+	return names
 }
 
 // replace returns a plan in which a table and its mapping are others; a new one is added.

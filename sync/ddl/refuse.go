@@ -14,7 +14,7 @@ import (
 // has seen to it.
 func (f *Follower) stop(s *step) error {
 	told := *f.cfg.Plans.Current()
-	told.Told = s.mark
+	told.Told, told.Stopped = s.mark, s.known.Source.Name
 	if err := f.cfg.Plans.Replace(&told); err != nil {
 		return err
 	}
@@ -25,6 +25,20 @@ func (f *Follower) stop(s *step) error {
 		what += ": " + d.Why
 	}
 	return f.refuse(s.known.Source.Name, what, f.adviceHand(s))
+}
+
+// refuseRule refuses a change with which a rule cannot be, and lets the operator come back with another
+// rule.
+func (f *Follower) refuseRule(table schema.Name, what, mark string, err error) error {
+	if passing(err) {
+		return err
+	}
+	told := *f.cfg.Plans.Current()
+	told.Told, told.Stopped = mark, table
+	if err := f.cfg.Plans.Replace(&told); err != nil {
+		return err
+	}
+	return f.refuse(table, what+": "+err.Error(), f.adviceRules())
 }
 
 // refuse is the error with which the link stops.
@@ -54,7 +68,9 @@ func (f *Follower) adviceHand(s *step) string {
 }
 
 func (f *Follower) adviceRules() string {
-	return "undo the change at the source, and resume; or " + f.giveUp()
+	name := f.cfg.Migration
+	return "change the rule of the table in the playbook, make the target's table fit it, and go on with the changed playbook: ficus resume " + name +
+		" -f FILE (or the same ficus run again); the table is copied anew where rows may differ; or undo the change at the source, and resume"
 }
 
 func (f *Follower) giveUp() string {

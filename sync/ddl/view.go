@@ -35,7 +35,7 @@ func (f *Follower) look(ctx context.Context) (*view, error) {
 	if v.tables, err = inspect.Tables(ctx, conn, schema.Filter{}); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	if v.sequences, err = inspect.Sequences(ctx, conn, f.cfg.Choice.Filter); err != nil {
+	if v.sequences, err = inspect.Sequences(ctx, conn, f.cfg.Choice().Filter); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	var names []schema.Name

@@ -177,6 +177,9 @@ func (f *Follower) warn(w Warning) {
 // drifted deals with all that a view shows, while the link stands still.
 func (f *Follower) drifted(ctx context.Context, d *drift) error {
 	v := d.view
+	if list := v.renamed(); len(list) > 0 {
+		return f.rename(ctx, v, list) // the rest is for the next look
+	}
 	for i := range v.plan.Mappings {
 		m := &v.plan.Mappings[i]
 		now, why := v.find(&m.Source)
@@ -211,11 +214,11 @@ func (f *Follower) lost(ctx context.Context, m *transform.Mapping, why string) e
 	mark := m.Source.Name.Display() + ": " + why
 	if f.cfg.Plans.Current().Told != mark || !strings.HasPrefix(why, "it was dropped") {
 		told := *f.cfg.Plans.Current()
-		told.Told = mark
+		told.Told, told.Stopped = mark, schema.Name{}
 		if err := f.cfg.Plans.Replace(&told); err != nil {
 			return err
 		}
-		advice := "rename it back at the source and resume; or " + f.giveUp()
+		advice := "undo that at the source and resume; or " + f.giveUp()
 		if strings.HasPrefix(why, "it was dropped") {
 			advice = "resume, and the migration goes on without the table (what the target has of it stays there): ficus resume " + f.cfg.Migration + "; or " + f.giveUp()
 		}
@@ -224,9 +227,9 @@ func (f *Follower) lost(ctx context.Context, m *transform.Mapping, why string) e
 	next := *f.cfg.Plans.Current()
 	next.Tables = slices.DeleteFunc(slices.Clone(next.Tables), func(t schema.Table) bool { return t.Name == m.Source.Name })
 	next.Mappings = slices.DeleteFunc(slices.Clone(next.Mappings), func(o transform.Mapping) bool { return o.Source.Name == m.Source.Name })
-	next.Told = ""
+	next.Told, next.Stopped = "", schema.Name{}
 	f.sort(&next)
-	next.Pending = &Pending{Why: "table " + mark}
+	next.Pending = next.Pending.without(m.Source.Name, "table "+mark)
 	if err := f.cfg.Plans.Replace(&next); err != nil {
 		return err
 	}

@@ -138,6 +138,9 @@ func (w *walk) message(m *change.Message) error {
 }
 
 func (w *walk) ours(rel *change.Relation) bool {
+	if w.m.Source.OID != 0 && rel.ID != 0 {
+		return rel.ID == w.m.Source.OID // whatever it is called
+	}
 	return rel.Namespace == w.m.Source.Name.Schema && rel.Name == w.m.Source.Name.Name
 }
 

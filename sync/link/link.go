@@ -146,6 +146,9 @@ func New(ctx context.Context, cfg Config) (*Link, error) {
 	return l, nil
 }
 
+// Name returns the link's name.
+func (l *Link) Name() string { return l.cfg.Name }
+
 // Close ends the session that Lag measures over.
 func (l *Link) Close() { l.origin.Close() }
 

@@ -141,6 +141,18 @@ func (l *Link) Remap(ctx context.Context, mappings []transform.Mapping, full, in
 	return l.attach(p.record)
 }
 
+// Renamed tells that tables have other names at the origin, and that what the destination remembers of
+// them is under those names by now ([manifest.Rename]). Remap with such mappings follows.
+func (l *Link) Renamed(names map[schema.Name]schema.Name) {
+	mappings := slices.Clone(l.cfg.Mappings)
+	for i := range mappings {
+		if is, ok := names[mappings[i].Source.Name]; ok {
+			mappings[i].Source.Name = is
+		}
+	}
+	l.cfg.Mappings = mappings
+}
+
 // require notes at the destination which tables have to be copied before anything is applied.
 func (l *Link) require(ctx context.Context, p *parts, mappings []transform.Mapping) error {
 	if _, err := l.installManifest(ctx, p); err != nil {

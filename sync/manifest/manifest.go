@@ -23,6 +23,9 @@ package manifest
 //	  mended       bigint    rows that a change of base added, less those that it removed
 //	  run          int       counts who claimed the table; a part of an earlier run is refused
 //
+//	manifest_rename  one row for each change of names that was carried out
+//	  link, id
+//
 //	manifest_part  one row for each finished part
 //	  link, table_name
 //	  relation     text      the relation at the source, quoted and qualified
@@ -69,6 +72,11 @@ CREATE TABLE IF NOT EXISTS ficus.manifest_part (
 	rows       bigint NOT NULL,
 	bytes      bigint NOT NULL,
 	PRIMARY KEY (link, table_name, relation, from_page)
+);
+CREATE TABLE IF NOT EXISTS ficus.manifest_rename (
+	link text NOT NULL,
+	id   text NOT NULL,
+	PRIMARY KEY (link, id)
 )`
 
 // ErrTaken says that another process claimed the table, and that what this one wrote must not count.
@@ -256,9 +264,37 @@ func Finish(ctx context.Context, db DB, link string, table schema.Name, p Part) 
 	return doing("record a part", table, err)
 }
 
+// Rename gives tables that have other names at the source now those names, in the transaction that does
+// what belongs to it. id names the change: repeated, it does nothing.
+func Rename(ctx context.Context, tx pgx.Tx, link, id string, names map[schema.Name]schema.Name) error {
+	tag, err := tx.Exec(ctx, `INSERT INTO ficus.manifest_rename (link, id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, link, id)
+	if err != nil {
+		return fmt.Errorf("rename in the manifest of %s: %w", link, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return nil
+	}
+	var from, to []string
+	for was, is := range names {
+		from, to = append(from, was.String()), append(to, is.String())
+	}
+	for _, table := range []string{"ficus.manifest", "ficus.manifest_part"} {
+		// By way of names that no table has: two may have swapped theirs.
+		for _, sql := range []string{
+			`UPDATE ` + table + ` m SET table_name = 'renamed ' || n.new_name FROM unnest($2::text[], $3::text[]) n (old, new_name) WHERE m.link = $1 AND m.table_name = n.old`,
+			`UPDATE ` + table + ` m SET table_name = n.new_name FROM unnest($2::text[], $3::text[]) n (old, new_name) WHERE m.link = $1 AND m.table_name = 'renamed ' || n.new_name`,
+		} {
+			if _, err := tx.Exec(ctx, sql, link, from, to); err != nil {
+				return fmt.Errorf("rename in the manifest of %s: %w", link, err)
+			}
+		}
+	}
+	return nil
+}
+
 // Forget removes what is known of a link; no error when there is nothing.
 func Forget(ctx context.Context, db DB, link string) error {
-	for _, table := range []string{"ficus.manifest", "ficus.manifest_part"} {
+	for _, table := range []string{"ficus.manifest", "ficus.manifest_part", "ficus.manifest_rename"} {
 		if _, err := db.Exec(ctx, `DELETE FROM `+table+` WHERE link = $1`, link); err != nil && pg.Code(err) != pg.CodeUndefinedTable {
 			return fmt.Errorf("forget the manifest of %s: %w", link, err)
 		}

@@ -205,3 +205,25 @@ func TestClaimWaits(t *testing.T) {
 		t.Errorf("after the claim: %+v", now)
 	}
 }
+
+// TestRename: tables that swapped their names keep what was copied of them, however often it is asked for.
+// It fails without the record of what was carried out, and when names are given one after the other.
+func TestRename(t *testing.T) {
+	t.Parallel()
+	_, conn := session(t)
+	other := schema.Name{Schema: "public", Name: "other"}
+	table := begun(t, conn)
+	must(t, Finish(t.Context(), conn, link, orders(), Part{Relation: "r", To: Open, Rows: 7}))
+	must(t, Require(t.Context(), conn, link, other))
+	for range 3 {
+		must(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+			return Rename(t.Context(), tx, link, "once", map[schema.Name]schema.Name{orders(): other, other: orders()})
+		}))
+	}
+	if got := known(t, conn, other); got == nil || got.Shape != table.Shape || len(got.Done) != 1 {
+		t.Errorf("under its new name: %+v", got)
+	}
+	if got := known(t, conn, orders()); got == nil || got.Parts != 1 || len(got.Done) != 0 {
+		t.Errorf("the other one: %+v", got)
+	}
+}
