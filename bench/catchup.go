@@ -40,10 +40,7 @@ func (c catchUp) run(ctx context.Context, b *bench) (_ []*Result, err error) {
 	if err := g.fill(ctx); err != nil {
 		return nil, err
 	}
-	followers := []follower{&ficusFollower{ground: g}, &nativeFollower{ground: g}}
-	if c.work.streams && b.Target.Install().Major >= 14 {
-		followers = append(followers, &nativeFollower{ground: g, streaming: true})
-	}
+	followers := append([]follower{&ficusFollower{ground: g}}, natives(g)...)
 	var all []contender
 	for _, f := range followers {
 		all = append(all, &catcher{g, f})

@@ -71,13 +71,27 @@ func (f *ficusFollower) discard(ctx context.Context) error {
 // nativeFollower is PostgreSQL's own subscription.
 type nativeFollower struct {
 	*ground
-	streaming bool
+	streaming string // "off", "on", "parallel"
+}
+
+// natives returns one for each way to treat large transactions, where there are any and the servers
+// know more than one.
+func natives(g *ground) []follower {
+	list := []follower{&nativeFollower{g, "off"}}
+	older := min(g.Source.Install().Major, g.Target.Install().Major)
+	if g.work.streams && older >= 14 {
+		list = append(list, &nativeFollower{g, "on"})
+	}
+	if g.work.streams && older >= 16 {
+		list = append(list, &nativeFollower{g, "parallel"})
+	}
+	return list
 }
 
 func (n *nativeFollower) about() Contender {
 	name := "native"
-	if n.streaming {
-		name = "native, streaming"
+	if n.streaming != "off" {
+		name += ", streaming " + n.streaming
 	}
 	return Contender{Name: name, Settings: "CREATE SUBSCRIPTION ... WITH (" + n.options() + "), wal_retrieve_retry_interval 50ms"}
 }
@@ -87,15 +101,12 @@ func (n *nativeFollower) options() string {
 	if n.Target.Install().Major < 14 || n.Source.Install().Major < 14 {
 		return "synchronous_commit = off"
 	}
-	return fmt.Sprintf("binary = true, streaming = %t, synchronous_commit = off", n.streaming)
+	return fmt.Sprintf("binary = true, streaming = %s, synchronous_commit = off", n.streaming)
 }
 
 // database names the database and the subscription.
 func (n *nativeFollower) database() string {
-	if n.streaming {
-		return n.work.name + "_streaming"
-	}
-	return n.work.name + "_native"
+	return n.work.name + "_native_" + n.streaming
 }
 
 func (n *nativeFollower) slot() string { return n.database() }
