@@ -248,7 +248,7 @@ func TestReserve(t *testing.T) {
 	equal(t, "stream", drain(t, st, 0), want)
 	for what, fill := range map[string]func(*Batch){
 		"begun twice":                  func(b *Batch) { b.Reserve(8) },
-		"committed without its first":  func(b *Batch) { b.CommitSpilled(8, 30) },
+		"committed without its first":  func(b *Batch) { b.CommitSpilled(9, 30) },
 		"committed without a begin":    func(b *Batch) { b.CommitReserved(11, 30, nil) },
 		"first piece of another spill": func(b *Batch) { b.Spill(12, nil); b.CommitReserved(12, 30, nil) },
 	} {
