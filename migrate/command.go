@@ -178,8 +178,8 @@ func (m *Migration) refuseRollbackLocked(s *state) string {
 		return "it is rolling back already"
 	case s.phase != Promoted:
 		return "the target does not own the data"
-	case m.cfg.Reverse == nil:
-		return "it would lose data: " + strings.Join(m.cfg.Lossy, "; ")
+	case len(m.lossy()) > 0:
+		return "it would lose data: " + strings.Join(m.lossy(), "; ")
 	case s.paused:
 		return "it is paused"
 	case m.mu.live.linkErr != nil:

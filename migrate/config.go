@@ -28,6 +28,9 @@ type Config struct {
 	// is then possible, a rollback is not, and Lossy says why.
 	Reverse Link
 	Lossy   []string
+	// Loses says what has come to make the way back impossible since the migration began, though there
+	// is a Reverse: a change of tables that its operator has taken. Default: nothing.
+	Loses func() []string
 
 	Loader   Loader
 	Verifier Verifier
@@ -234,6 +237,9 @@ func (c *Config) normalize() error {
 	}
 	if c.Router == nil {
 		c.Router = noRouter{}
+	}
+	if c.Loses == nil {
+		c.Loses = func() []string { return nil }
 	}
 	if c.Reverse == nil && len(c.Lossy) == 0 {
 		c.Lossy = []string{"there is no reverse link"}

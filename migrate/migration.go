@@ -454,5 +454,16 @@ func (m *Migration) linkFrom(s Side) Link {
 	if s == Source {
 		return m.cfg.Forward
 	}
+	if len(m.lossy()) > 0 {
+		return nil
+	}
 	return m.cfg.Reverse
+}
+
+// lossy says why there is no way back; nothing when there is one.
+func (m *Migration) lossy() []string {
+	if m.cfg.Reverse == nil {
+		return m.cfg.Lossy
+	}
+	return m.cfg.Loses()
 }

@@ -89,8 +89,8 @@ func (m *Migration) verdictLocked() RollbackVerdict {
 		because = append(because, "the migration is completed: the old database no longer follows")
 	case s.owner != Target:
 		because = append(because, "nothing to roll back: the source owns the data")
-	case m.cfg.Reverse == nil:
-		because = slices.Clone(m.cfg.Lossy)
+	case len(m.lossy()) > 0:
+		because = slices.Clone(m.lossy())
 	case l.linkErr != nil:
 		because = append(because, "the reverse link stopped: "+l.linkErr.Error())
 	case s.paused:

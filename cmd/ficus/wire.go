@@ -284,7 +284,7 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 	c := migrate.Config{
 		Name: j.playbook.Name, Playbook: j.recipe, SourceDSN: j.source.String(), TargetDSN: j.target.String(),
 		Source: e.sides[migrate.Source], Target: e.sides[migrate.Target],
-		Forward: forward, Lossy: j.plan.Lossy,
+		Forward: forward, Lossy: j.plan.Lossy, Loses: func() []string { return e.current().Lossy },
 		Loader: &loader{job: j, link: e.forward, dir: cfg.Dir, log: cfg.Log, engine: e, follower: forward.follower}, Verifier: e.verifier,
 		Preflight: func(ctx context.Context) ([]migrate.Finding, error) { return e.preflight(ctx, cfg.Store) },
 		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes), Warnings: e.warnings,
