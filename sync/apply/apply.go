@@ -49,8 +49,8 @@ type Config struct {
 	// Touch records the keys of changed rows in Stream, durably before the rows are committed.
 	Touch bool
 
-	// MaxRows and MaxBytes bound a batch, and with it memory: about three batches are in memory at
-	// a time. Defaults: 10,000 rows; 8 MiB.
+	// MaxRows and MaxBytes bound a batch, and with it memory: about five times MaxBytes are in memory
+	// at a time. Defaults: 10,000 rows; 8 MiB.
 	MaxRows, MaxBytes int
 	// MaxDelay is how long a transaction waits for company while the destination is idle.
 	// Default: it does not wait.
@@ -64,6 +64,8 @@ type Config struct {
 	Log *slog.Logger
 	// Events are called as things happen. Default: nothing is called.
 	Events Events
+
+	inOrder bool // everything takes the slow path; for tests
 }
 
 // Events are callbacks; those that are nil are not called. They must not block.
@@ -241,7 +243,8 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 
 // applyOver applies over a connection until it fails.
 func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()) error {
-	if err := a.prepareSession(ctx, conn); err != nil {
+	fires, err := a.prepareSession(ctx, conn)
+	if err != nil {
 		return err
 	}
 	if check := a.cfg.Check; check != nil {
@@ -277,34 +280,37 @@ func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()
 	if err != nil {
 		return err
 	}
-	w := &writer{conn: conn, link: a.cfg.Link, at: at.lsn, shapes: map[shape]*prepared{}, sourceWins: a.cfg.OnConflict == SourceWins}
+	w := &writer{conn: conn, link: a.cfg.Link, at: at.lsn, known: map[statement]*prepared{}, sourceWins: a.cfg.OnConflict == SourceWins, fires: fires}
 	if err := a.countDecided(ctx, w); err != nil {
 		return err
 	}
 	if a.cfg.Touch {
 		w.touch = a.log.Touch
 	}
-	chunks, batches := make(chan eventstore.Chunk, 2), make(chan *batch)
+	chunks, batches := make(chan eventstore.Chunk, 2), newHandover()
 	g, ctx := errgroup.WithContext(ctx)
+	defer interrupt(ctx, conn.PgConn().Conn())()
+	l := newLane(a, w, batches, progress)
 	g.Go(func() error { return fetch(ctx, reader, chunks) })
 	g.Go(func() error { return newCollector(a, at, held, targets, batches).run(ctx, pins, chunks) })
-	g.Go(func() error { return a.writeAll(ctx, w, batches, progress) })
+	g.Go(func() error { return l.run(ctx) })
+	g.Go(func() error { return l.hear(ctx) })
 	return g.Wait()
 }
 
 // prepareSession sets the session up. As a replica, the session fires neither triggers nor foreign
 // keys; a role that may not say so is given a destination without them, until it is promoted.
-func (a *Applier) prepareSession(ctx context.Context, conn *pgx.Conn) error {
+func (a *Applier) prepareSession(ctx context.Context, conn *pgx.Conn) (fires bool, err error) {
 	if _, err := conn.PgConn().Exec(ctx, settings).ReadAll(); err != nil {
-		return fmt.Errorf("set up the session: %w", err)
+		return false, fmt.Errorf("set up the session: %w", err)
 	}
-	_, err := conn.Exec(ctx, `SET session_replication_role = replica`)
+	_, err = conn.Exec(ctx, `SET session_replication_role = replica`)
 	if pg.Code(err) == pg.CodeInsufficientPrivilege {
 		a.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "role may not act as a replica: triggers of the destination will fire",
 			slog.String("link", a.cfg.Link))
-		return nil
+		return true, nil
 	}
-	return hint.Wrap(err, "the destination must be a PostgreSQL server")
+	return false, hint.Wrap(err, "the destination must be a PostgreSQL server")
 }
 
 // countDecided begins with the decisions that earlier sessions have recorded.
@@ -335,36 +341,6 @@ func fetch(ctx context.Context, reader logReader, chunks chan<- eventstore.Chunk
 	}
 }
 
-// writeAll writes batches as they come, where the gate lets it.
-func (a *Applier) writeAll(ctx context.Context, w *writer, batches <-chan *batch, progress func()) error {
-	for {
-		var b *batch
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case b = <-batches:
-		}
-		if b.err != nil {
-			return b.err
-		}
-		for b != nil {
-			n, err := a.gate.enter(ctx, b.txns)
-			if err != nil {
-				return err
-			}
-			var now *batch
-			now, b = b.cut(n)
-			if err := w.write(ctx, now); err != nil {
-				return a.writeBefore(ctx, w, now, err)
-			}
-			if !now.more {
-				a.committed(ctx, w, now)
-				progress()
-			}
-		}
-	}
-}
-
 // writeBefore writes the transactions of a batch before the one that holds the refused row, so that
 // the applier stops right in front of that one. It returns why it stops.
 func (a *Applier) writeBefore(ctx context.Context, w *writer, b *batch, why error) error {
@@ -380,7 +356,7 @@ func (a *Applier) writeBefore(ctx context.Context, w *writer, b *batch, why erro
 	if err := w.rollback(ctx); err != nil {
 		return err
 	}
-	if err := w.write(ctx, before); err != nil {
+	if err := w.write(ctx, before, false); err != nil {
 		return err
 	}
 	a.committed(ctx, w, before)
@@ -391,7 +367,9 @@ func (a *Applier) writeBefore(ctx context.Context, w *writer, b *batch, why erro
 func (a *Applier) committed(ctx context.Context, w *writer, b *batch) {
 	rows := len(b.ops) + w.rows
 	a.gate.update(func(s *state) {
-		s.applied, s.writing = w.at, 0
+		if s.applied = w.at; s.writing <= w.at {
+			s.writing = 0
+		}
 		for _, t := range b.txns {
 			s.signals = append(s.signals, t.signals...)
 		}
@@ -414,5 +392,5 @@ func (a *Applier) committed(ctx context.Context, w *writer, b *batch) {
 	if f := a.cfg.Events.Committed; f != nil {
 		f(Commit{Transactions: len(b.txns), Rows: rows, Replayed: w.replayed, Decided: w.decided, End: w.at})
 	}
-	w.replayed, w.rows, w.decided = false, 0, 0
+	w.tally = tally{}
 }

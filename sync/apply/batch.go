@@ -77,6 +77,12 @@ type batch struct {
 	slab []change.Value // where images are cut from
 }
 
+// end returns where the source stands after the batch.
+func (b *batch) end() change.LSN { return b.txns[len(b.txns)-1].end }
+
+// weight is about what the batch takes in memory.
+func (b *batch) weight() int { return b.size + len(b.ops)*rowOverhead }
+
 // image makes room for n values that live as long as the batch.
 func (b *batch) image(n int) []change.Value {
 	if cap(b.slab)-len(b.slab) < n {

@@ -20,8 +20,12 @@ const (
 	ownershipTable = "ownership"
 )
 
-// rowOverhead is about what a row costs in memory besides its bytes in the stream.
-const rowOverhead = 256
+const (
+	// rowOverhead is about what a row costs in memory besides its bytes in the stream.
+	rowOverhead = 256
+	// ripeAfter is how long a batch grows while another one is on its way, before it follows that one.
+	ripeAfter = 10 * time.Millisecond
+)
 
 // A collector turns chunks into batches of whole transactions.
 type collector struct {
@@ -37,7 +41,7 @@ type collector struct {
 
 	decoder *change.Decoder
 	bound   map[uint32]*binding
-	out     chan<- *batch
+	out     handover
 
 	batch   *batch
 	since   time.Time // when the first transaction of batch was complete
@@ -48,6 +52,15 @@ type collector struct {
 	txSize  int // bytes of it that batch holds
 	state   txState
 }
+
+// A handover is where batches go from the collector to the lane. The lane takes what there is when it
+// has nothing to do, and else what has grown.
+type handover struct {
+	any  chan *batch // a transaction or more
+	full chan *batch // limits are reached, or it has waited for ripeAfter
+}
+
+func newHandover() handover { return handover{any: make(chan *batch), full: make(chan *batch)} }
 
 type limits struct {
 	rows, bytes int
@@ -71,7 +84,7 @@ const (
 )
 
 // newCollector returns a collector for a destination that stands at p.
-func newCollector(a *Applier, p progress, b bases, targets map[schema.Name]*target, out chan<- *batch) *collector {
+func newCollector(a *Applier, p progress, b bases, targets map[schema.Name]*target, out handover) *collector {
 	c := &collector{
 		limits: a.limits, from: p.lsn, targets: targets, sources: a.sources, bases: b, out: out,
 		decoder: change.NewDecoder(), bound: map[uint32]*binding{}, batch: &batch{},
@@ -82,38 +95,55 @@ func newCollector(a *Applier, p progress, b bases, targets map[schema.Name]*targ
 	return c
 }
 
-// run collects until ctx is done. It hands over what it has as soon as the writer is free.
+// run collects until ctx is done. It hands over what it has as soon as the lane is free.
 func (c *collector) run(ctx context.Context, pins [][]byte, chunks <-chan eventstore.Chunk) error {
 	for _, pin := range pins {
 		if _, err := c.decoder.Decode(pin); err != nil {
 			return fmt.Errorf("decode a pinned relation: %w", err)
 		}
 	}
-	linger := time.NewTimer(0)
-	defer linger.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		var out chan<- *batch
-		ready := c.state == between && len(c.batch.txns) > 0
-		if ready {
-			if wait := max(c.limits.delay, c.pace.linger()) - time.Since(c.since); wait <= 0 {
-				out = c.out
-			} else {
-				linger.Reset(wait)
-			}
+		anyone, full, wait := c.offers()
+		if wait > 0 {
+			timer.Reset(wait)
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case out <- c.batch:
+		case anyone <- c.batch:
 			c.left(c.batch)
 			c.batch = &batch{}
-		case <-linger.C:
+		case full <- c.batch:
+			c.left(c.batch)
+			c.batch = &batch{}
+		case <-timer.C:
 		case chunk := <-chunks:
 			if err := c.chunk(ctx, chunk); err != nil {
 				return c.fail(ctx, err)
 			}
 		}
 	}
+}
+
+// offers returns where the batch may go now, and when to ask again; 0: when there is more of it.
+func (c *collector) offers() (anyone, full chan<- *batch, wait time.Duration) {
+	if c.state != between || len(c.batch.txns) == 0 {
+		return nil, nil, 0
+	}
+	age := time.Since(c.since)
+	linger := max(c.limits.delay, c.pace.linger())
+	if age >= linger {
+		anyone = c.out.any
+	}
+	if age >= max(linger, ripeAfter) {
+		return anyone, c.out.full, 0
+	}
+	if age >= linger {
+		return anyone, nil, ripeAfter - age
+	}
+	return nil, nil, linger - age
 }
 
 // fail lets the writer have the transactions before the one that cannot be taken, and then the error.
@@ -250,7 +280,7 @@ func (c *collector) hand(ctx context.Context, b *batch) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case c.out <- b:
+	case c.out.full <- b:
 		c.left(b)
 		return nil
 	}

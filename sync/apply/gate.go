@@ -35,7 +35,7 @@ type gate struct {
 // state is where the destination stands.
 type state struct {
 	applied  change.LSN // end of the last committed transaction; 0 before the first session
-	writing  change.LSN // end of what is being written and will be committed next; 0 for nothing
+	writing  change.LSN // end of all that is being written and will be committed next; 0 for nothing
 	standing change.LSN // end of the next transaction, which waits for a hold to go; 0 for none
 	signals  []string
 	stats    Stats
@@ -83,22 +83,34 @@ func (g *gate) limitLocked() (limit change.LSN, ok bool) {
 	return limit, len(g.mu.holds) > 0
 }
 
-// enter waits until at least one of the transactions, given by their ends, may be written. It
-// returns how many may, and marks them as being written; call leave or update afterwards.
-func (g *gate) enter(ctx context.Context, ends []txn) (int, error) {
+// enter returns how many of the transactions, given by their ends, may be written now, and marks them
+// as being written.
+func (g *gate) enter(ends []txn) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.enterLocked(ends)
+}
+
+func (g *gate) enterLocked(ends []txn) int {
+	n := len(ends)
+	if limit, ok := g.limitLocked(); ok {
+		n, _ = slices.BinarySearchFunc(ends, limit+1, func(t txn, at change.LSN) int { return cmp.Compare(t.end, at) })
+	}
+	if n > 0 {
+		g.mu.standing, g.mu.writing = 0, ends[n-1].end
+		g.wakeLocked()
+	}
+	return n
+}
+
+// await enters as soon as at least one of the transactions may be written. What was entered before is
+// committed when it is called, or part of a transaction whose last part waits now.
+func (g *gate) await(ctx context.Context, ends []txn) (int, error) {
 	for {
 		g.mu.Lock()
-		n := len(ends)
-		if limit, ok := g.limitLocked(); ok {
-			n, _ = slices.BinarySearchFunc(ends, limit+1, func(t txn, at change.LSN) int { return cmp.Compare(t.end, at) })
-		}
-		before := g.mu.state
-		if n > 0 {
-			g.mu.standing, g.mu.writing = 0, ends[n-1].end
-		} else {
+		n := g.enterLocked(ends)
+		if n == 0 && g.mu.standing != ends[0].end {
 			g.mu.standing, g.mu.writing = ends[0].end, 0
-		}
-		if before.standing != g.mu.standing || before.writing != g.mu.writing {
 			g.wakeLocked()
 		}
 		changed := g.mu.changed
@@ -164,7 +176,7 @@ func (g *gate) stopAt(ctx context.Context, at change.LSN) (release func(), err e
 			return s.writing == 0, nil
 		case s.applied > at:
 			return false, fmt.Errorf("stop at %s: %w: it stands at %s", at, ErrPassed, s.applied)
-		case s.writing > at: // on its way before we came
+		case s.writing != 0: // on its way before we came, or up to at
 			return false, nil
 		}
 		return s.applied == at || s.standing > at || g.idleAt(s.applied) >= at, nil

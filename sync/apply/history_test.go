@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -112,8 +113,12 @@ func (o *origin) try(t *testing.T, sql string) {
 	}
 }
 
-// TestRandomHistories: the same history, applied in batches of different sizes, leaves what the
-// source has. Run more with -histories; a failing seed is in the test's name.
+// inOrder writes all rows in source order, as the slow path does.
+func inOrder(c *Config) { c.inOrder = true }
+
+// TestRandomHistories: the same history leaves what the source has, whether it is applied in small
+// batches or large ones, one at a time or many on their way, or row by row. Run more with -histories;
+// a failing seed is in the test's name.
 func TestRandomHistories(t *testing.T) {
 	t.Parallel()
 	for i := range *histories {
@@ -123,9 +128,20 @@ func TestRandomHistories(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, seed))
 			o := newOrigin(t, historyDDL, nil)
 			o.spill = 20_000
-			targets := map[int]*pgtest.Database{}
-			for _, rows := range []int{1, 7, 10_000} {
-				targets[rows] = newTarget(t, historyDDL)
+			ways := map[string][]func(*Config){
+				"row by row":           {limit(10_000), inOrder},
+				"every row a part":     {limit(1)},
+				"small batches":        {limit(7)},
+				"small, over distance": {limit(7)},
+				"parts, over distance": {limit(2)},
+				"as large as possible": {limit(10_000)},
+			}
+			targets := map[string]*pgtest.Database{}
+			for name := range ways {
+				targets[name] = newTarget(t, historyDDL)
+				if strings.Contains(name, "distance") {
+					ways[name] = append(ways[name], distant(t, targets[name], 10*time.Millisecond))
+				}
 			}
 			for range 4 {
 				for range 60 {
@@ -136,10 +152,10 @@ func TestRandomHistories(t *testing.T) {
 					o.try(t, strings.Join(tx, "; "))
 				}
 				end := o.pull(t)
-				for rows, target := range targets {
-					a := o.start(t, target, limit(rows))
+				for name, target := range targets {
+					a := o.start(t, target, ways[name]...)
 					a.wait(t, end)
-					t.Logf("%d rows at a time: %+v", rows, a.Stats())
+					t.Logf("%s: %+v", name, a.Stats())
 					_ = a.stop()
 					o.equal(t, target)
 				}

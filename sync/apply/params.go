@@ -22,30 +22,43 @@ const arrayHeader = 20
 func textArrays(args []arg, rows []imagePair) [][]byte {
 	size := 0
 	for _, a := range args {
-		size += arrayHeader + 4*len(rows)
-		for i := range rows {
-			size += len(a.value(&rows[i]).Data)
-		}
+		size += arraySize(a, rows)
 	}
 	buf := make([]byte, 0, size)
 	params := make([][]byte, len(args))
 	for n, a := range args {
 		start := len(buf)
-		buf = binary.BigEndian.AppendUint32(buf, 1)
-		buf = binary.BigEndian.AppendUint32(buf, 1)
-		buf = binary.BigEndian.AppendUint32(buf, textOID)
-		buf = binary.BigEndian.AppendUint32(buf, uint32(len(rows)))
-		buf = binary.BigEndian.AppendUint32(buf, 1)
+		buf = appendArrayHeader(buf, len(rows))
 		for i := range rows {
-			v := a.value(&rows[i])
-			if v.Kind != change.Text {
-				buf = binary.BigEndian.AppendUint32(buf, ^uint32(0))
-				continue
-			}
-			buf = binary.BigEndian.AppendUint32(buf, uint32(len(v.Data)))
-			buf = append(buf, v.Data...)
+			buf = appendElement(buf, a.value(&rows[i]))
 		}
 		params[n] = buf[start:len(buf):len(buf)]
 	}
 	return params
+}
+
+func arraySize(a arg, rows []imagePair) int {
+	size := arrayHeader + 4*len(rows)
+	for i := range rows {
+		if v := a.value(&rows[i]); v.Kind == change.Text {
+			size += len(v.Data)
+		}
+	}
+	return size
+}
+
+func appendArrayHeader(b []byte, elements int) []byte {
+	b = binary.BigEndian.AppendUint32(b, 1)
+	b = binary.BigEndian.AppendUint32(b, 1)
+	b = binary.BigEndian.AppendUint32(b, textOID)
+	b = binary.BigEndian.AppendUint32(b, uint32(elements))
+	return binary.BigEndian.AppendUint32(b, 1)
+}
+
+func appendElement(b []byte, v change.Value) []byte {
+	if v.Kind != change.Text {
+		return binary.BigEndian.AppendUint32(b, ^uint32(0))
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(v.Data)))
+	return append(b, v.Data...)
 }

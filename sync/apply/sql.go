@@ -69,8 +69,9 @@ type arg struct {
 // A builder writes one statement. Parameters are arrays of text, which unnest makes a table u of
 // with columns p1, p2, ...
 type builder struct {
-	strings.Builder
-	args []arg
+	strings.Builder          // what the statement does
+	with            []string // what comes before it, "name AS (query)"
+	args            []arg
 }
 
 // param returns the column of u that holds a place of the images.
@@ -93,8 +94,9 @@ func (b *builder) u() string {
 	return "unnest(" + strings.Join(params, ", ") + ") AS u(" + strings.Join(names, ", ") + ")"
 }
 
-// sql returns the statement and what its parameters hold.
-func (s *shape) sql() (text string, args []arg) {
+// sql returns the statement and what its parameters hold. A sure one raises an error unless it hits as
+// many rows as one more parameter says, an int8; where a mapping has a condition, or fewer.
+func (s *shape) sql(sure bool) (text string, args []arg) {
 	b := &builder{}
 	switch {
 	case s.verb == verbInsert:
@@ -112,7 +114,19 @@ func (s *shape) sql() (text string, args []arg) {
 		set, where := s.assignments(b), s.found(b)
 		fmt.Fprintf(b, "UPDATE %s AS t SET %s FROM %s WHERE %s", s.table.target.sql(), set, b.u(), where)
 	}
-	return b.String(), b.args
+	text = b.String()
+	if sure {
+		enough := "="
+		if s.table.mapping.Where != "" {
+			enough = "<="
+		}
+		b.with = append(b.with, "hit AS ("+text+" RETURNING 1)")
+		text = fmt.Sprintf("SELECT 1 / (count(*) %s $%d::pg_catalog.int8)::pg_catalog.int4 FROM hit", enough, len(b.args)+1)
+	}
+	if len(b.with) > 0 {
+		text = "WITH " + strings.Join(b.with, ", ") + " " + text
+	}
+	return text, b.args
 }
 
 func (s *shape) names() string {
@@ -199,8 +213,8 @@ func (s *shape) replace(b *builder) {
 		values = append(values, fmt.Sprintf("%s AS c%d", value, i))
 	}
 	where := s.found(b)
-	fmt.Fprintf(b, "WITH gone AS (DELETE FROM %s AS t USING %s WHERE %s RETURNING %s) INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT * FROM gone",
-		t.target.sql(), b.u(), where, strings.Join(values, ", "), t.target.name, schema.QuoteIdents(names))
+	b.with = append(b.with, fmt.Sprintf("gone AS (DELETE FROM %s AS t USING %s WHERE %s RETURNING %s)", t.target.sql(), b.u(), where, strings.Join(values, ", ")))
+	fmt.Fprintf(b, "INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT * FROM gone", t.target.name, schema.QuoteIdents(names))
 }
 
 // whole writes an update or delete of rows that have no key. Their image, as the text of a record,
@@ -225,17 +239,14 @@ func (s *shape) whole(b *builder) {
 		do = fmt.Sprintf("UPDATE %s AS t SET %s FROM", t.target.sql(), strings.Join(set, ", "))
 		from = b.u() // more params than when it was made
 	}
-	fmt.Fprintf(b, `
-WITH want AS MATERIALIZED (
+	b.with = append(b.with, fmt.Sprintf(`want AS MATERIALIZED (
 	SELECT *, row_number() OVER (PARTITION BY image) AS nth FROM (SELECT %s FROM %s%s) AS i
-), have AS MATERIALIZED (
+)`, strings.Join(wanted, ", "), from, where), fmt.Sprintf(`have AS MATERIALIZED (
 	SELECT rel, tid, image, row_number() OVER (PARTITION BY image) AS nth
 	FROM (SELECT t.tableoid AS rel, t.ctid AS tid, ROW(%s)::pg_catalog.text AS image FROM %s AS t) AS i
 	WHERE image IN (SELECT image FROM want)
-)
-%s want AS w JOIN have AS h ON h.image = w.image AND h.nth = w.nth
-WHERE t.ctid = h.tid AND t.tableoid = h.rel`,
-		strings.Join(wanted, ", "), from, where, strings.Join(have, ", "), t.target.sql(), do)
+)`, strings.Join(have, ", "), t.target.sql()))
+	fmt.Fprintf(b, "%s want AS w JOIN have AS h ON h.image = w.image AND h.nth = w.nth WHERE t.ctid = h.tid AND t.tableoid = h.rel", do)
 }
 
 // truncation empties tables in one statement. CASCADE is not repeated: what it reached at the source
@@ -251,9 +262,9 @@ func (s *shape) truncation(b *builder) {
 	if s.truncate.half {
 		last := len(names) - 1
 		for i, name := range names[:last] {
-			fmt.Fprintf(b, "%s t%d AS (DELETE FROM %s)", []string{"WITH", ","}[min(i, 1)], i, name)
+			b.with = append(b.with, fmt.Sprintf("t%d AS (DELETE FROM %s)", i, name))
 		}
-		fmt.Fprintf(b, " DELETE FROM %s", names[last])
+		fmt.Fprintf(b, "DELETE FROM %s", names[last])
 		return
 	}
 	again := ""

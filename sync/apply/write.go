@@ -12,6 +12,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/pg"
 )
 
 const (
@@ -22,6 +23,8 @@ const (
 	// keptStatements bounds the prepared statements: a table with many large columns can have as
 	// many shapes as there are sets of unchanged ones.
 	keptStatements = 500
+
+	codeDivisionByZero = "22012"
 )
 
 // settings of the writer's session. Row triggers and foreign keys do not fire; see open.
@@ -37,22 +40,46 @@ SET xmloption = content;
 SET plan_cache_mode = force_generic_plan;
 SET enable_seqscan = off`
 
-// A writer writes batches to the destination, over one connection.
+// lockSQL locks the progress row where it stands at $2, and moveSQL moves it from there; they raise an
+// error where it does not.
+const (
+	lockSQL = `SELECT 1 / count(*) FROM (SELECT FROM ficus.progress WHERE link = $1 AND lsn = $2::text::pg_lsn FOR UPDATE) AS p`
+	moveSQL = `WITH moved AS (UPDATE ficus.progress SET lsn = $3::text::pg_lsn, signal = coalesce(nullif($4, ''), signal),
+		epoch = coalesce(nullif($5::bigint, 0), epoch), updated_at = now() WHERE link = $1 AND lsn = $2::text::pg_lsn RETURNING 1)
+		SELECT 1 / count(*) FROM moved`
+)
+
+// A writer writes batches to the destination, over one connection. Its own methods are the slow path,
+// which writes one batch at a time; a lane over it is the fast one.
 type writer struct {
-	conn   *pgx.Conn
-	link   string
-	at     change.LSN // the destination stands here
-	open   bool       // a target transaction is open: parts of a large one are in it
-	shapes map[shape]*prepared
-	touch  func(context.Context, []eventstore.Touched) error // nil when keys are not recorded
+	conn  *pgx.Conn
+	link  string
+	at    change.LSN // the destination stands here
+	open  bool       // a target transaction is open: parts of a large one are in it
+	known map[statement]*prepared
+	names int                                               // of statements, given so far
+	touch func(context.Context, []eventstore.Touched) error // nil when keys are not recorded
 
 	sourceWins bool // see OnConflict
+	fires      bool // triggers of the destination fire, see prepareSession
 
-	replayed bool // the batch, or a part before it, took the slow path
-	rows     int  // of the parts before the batch
-	decided  int  // rows of the open target transaction that sourceWins decided
+	tally
 
-	displaced []eventstore.Touched // rows of it that sourceWins removed
+	displaced []eventstore.Touched // rows of the open target transaction that sourceWins removed
+}
+
+// A tally is of one target transaction.
+type tally struct {
+	replayed bool // a part of it took the slow path
+	rows     int  // of the parts before the last one
+	decided  int  // rows that sourceWins decided
+}
+
+// A statement is one that the server may know.
+type statement struct {
+	shape shape
+	sure  bool   // see shape.sql
+	text  string // instead of the others
 }
 
 // prepared is a statement that the server knows.
@@ -77,9 +104,10 @@ func simple(text string, params ...string) command {
 	return c
 }
 
-// write brings one batch to the destination. Unless more parts follow, it is committed on return.
-func (w *writer) write(ctx context.Context, b *batch) error {
-	if err := w.writeOps(ctx, b); err != nil {
+// write brings one batch to the destination, row by row in source order. Unless more parts follow, it
+// is committed on return. With again, the fast path was refused and has left its transaction failed.
+func (w *writer) write(ctx context.Context, b *batch, again bool) error {
+	if err := w.writeOps(ctx, b, again); err != nil {
 		return err
 	}
 	if w.touch != nil {
@@ -94,25 +122,16 @@ func (w *writer) write(ctx context.Context, b *batch) error {
 	return w.commit(ctx, b)
 }
 
-// writeOps writes the rows: fast, and if the database does not take that, again in source order.
-func (w *writer) writeOps(ctx context.Context, b *batch) error {
+func (w *writer) writeOps(ctx context.Context, b *batch, again bool) (err error) {
 	begin := w.begin(b)
 	w.open = true
-	stmts, fast := planFolded(b.ops)
-	if fast {
-		if err := w.prepare(ctx, stmts); err != nil {
-			return err
-		}
-		_, err := w.run(ctx, begin, stmts)
-		if err == nil || !refused(err) {
-			return err
-		}
+	if again {
 		if begin, err = w.undo(ctx, b, begin); err != nil {
 			return err
 		}
 	}
 	w.replayed = true
-	stmts = planInOrder(b.ops)
+	stmts := planInOrder(b.ops)
 	if err := w.prepare(ctx, stmts); err != nil {
 		return err
 	}
@@ -151,15 +170,8 @@ func (w *writer) rollback(ctx context.Context) error {
 func (w *writer) begin(b *batch) []command {
 	var cmds []command
 	if !w.open {
-		w.decided, w.displaced = 0, nil
-		lock := simple(`SELECT FROM ficus.progress WHERE link = $1 AND lsn = $2::text::pg_lsn FOR UPDATE`, w.link, w.at.String())
-		lock.check = func(tag pgconn.CommandTag) error {
-			if tag.RowsAffected() != 1 {
-				return fmt.Errorf("progress of %s at %s: %w", w.link, w.at, errMoved)
-			}
-			return nil
-		}
-		cmds = append(cmds, simple("BEGIN"), lock)
+		w.displaced = nil
+		cmds = append(cmds, simple("BEGIN"), simple(lockSQL, w.link, w.at.String()))
 	}
 	if b.part {
 		if w.open { // the part before is done: savepoints do not pile up
@@ -172,17 +184,7 @@ func (w *writer) begin(b *batch) []command {
 
 // commit ends the target transaction and moves the progress with it.
 func (w *writer) commit(ctx context.Context, b *batch) error {
-	end := b.txns[len(b.txns)-1].end
-	signal, epoch := "", int64(0)
-	for _, t := range b.txns {
-		if n := len(t.signals); n > 0 {
-			signal = t.signals[n-1]
-		}
-		epoch = max(epoch, t.epoch)
-	}
-	move := simple(`UPDATE ficus.progress SET lsn = $2::text::pg_lsn, signal = coalesce(nullif($3, ''), signal),
-		epoch = coalesce(nullif($4::bigint, 0), epoch), updated_at = now() WHERE link = $1`,
-		w.link, end.String(), signal, strconv.FormatInt(epoch, 10))
+	end := b.end()
 	commit := simple("COMMIT")
 	commit.check = func(tag pgconn.CommandTag) error {
 		if tag.String() != "COMMIT" {
@@ -190,7 +192,7 @@ func (w *writer) commit(ctx context.Context, b *batch) error {
 		}
 		return nil
 	}
-	cmds := []command{move, commit}
+	cmds := []command{w.move(w.at, b), commit}
 	if w.decided > 0 {
 		cmds = slices.Insert(cmds, 0, w.sealDecisions(end))
 	}
@@ -199,6 +201,18 @@ func (w *writer) commit(ctx context.Context, b *batch) error {
 	}
 	w.open, w.at = false, end
 	return nil
+}
+
+// move returns the command that moves the progress from one position to the end of a batch.
+func (w *writer) move(from change.LSN, b *batch) command {
+	signal, epoch := "", int64(0)
+	for _, t := range b.txns {
+		if n := len(t.signals); n > 0 {
+			signal = t.signals[n-1]
+		}
+		epoch = max(epoch, t.epoch)
+	}
+	return simple(moveSQL, w.link, from.String(), b.end().String(), signal, strconv.FormatInt(epoch, 10))
 }
 
 // run sends commands and statements in one go and checks what they did. When a statement fails its
@@ -215,6 +229,9 @@ func (w *writer) run(ctx context.Context, cmds []command, stmts []stmt) (failed 
 	}
 	for _, c := range cmds {
 		if err := result(pipe, c.check); err != nil {
+			if c.text == lockSQL && pg.Code(err) == codeDivisionByZero {
+				err = fmt.Errorf("progress of %s at %s: %w", w.link, w.at, errMoved)
+			}
 			return -1, err
 		}
 	}
@@ -276,34 +293,50 @@ func result(pipe *pgconn.Pipeline, check func(pgconn.CommandTag) error) error {
 
 // prepare makes the server know the statements' shapes.
 func (w *writer) prepare(ctx context.Context, stmts []stmt) error {
-	if len(w.shapes) > keptStatements {
-		if _, err := w.conn.PgConn().Exec(ctx, "DEALLOCATE ALL").ReadAll(); err != nil {
-			return err
-		}
-		clear(w.shapes)
+	if err := w.forget(ctx); err != nil {
+		return err
 	}
 	for i := range stmts {
 		s := stmts[i].shape
-		if s.verb == verbTruncate || w.shapes[s] != nil {
+		if s.verb == verbTruncate || w.known[statement{shape: s}] != nil {
 			continue
 		}
-		p := &prepared{name: "s" + strconv.Itoa(len(w.shapes))}
-		p.text, p.args = s.sql()
+		p := w.named()
+		p.text, p.args = s.sql(false)
 		if _, err := w.conn.PgConn().Prepare(ctx, p.name, p.text, nil); err != nil {
 			name := s.table.target.name
 			return advise(fmt.Errorf("prepare the %s of %s: %w", s.verb, name.Display(), withoutValues(err)), name)
 		}
-		w.shapes[s] = p
+		w.known[statement{shape: s}] = p
 	}
 	return nil
 }
 
+// forget drops the prepared statements when there are many.
+func (w *writer) forget(ctx context.Context) error {
+	if len(w.known) <= keptStatements {
+		return nil
+	}
+	if _, err := w.conn.PgConn().Exec(ctx, "DEALLOCATE ALL").ReadAll(); err != nil {
+		return err
+	}
+	clear(w.known)
+	return nil
+}
+
+// named returns a statement with a name that was never used: of a statement that was sent it may not be
+// known whether the server has it.
+func (w *writer) named() *prepared {
+	w.names++
+	return &prepared{name: "s" + strconv.Itoa(w.names)}
+}
+
 func (w *writer) command(s *stmt) command {
 	if s.shape.verb == verbTruncate {
-		text, _ := s.shape.sql()
+		text, _ := s.shape.sql(false)
 		return simple(text)
 	}
-	p := w.shapes[s.shape]
+	p := w.known[statement{shape: s.shape}]
 	return command{prepared: *p, params: textArrays(p.args, s.rows)}
 }
 
