@@ -50,8 +50,8 @@ type Config struct {
 	Dir string
 	// Log receives what the storage engine has to say. Default: discard.
 	Log *slog.Logger
-	// CacheBytes bounds the block cache. Default 32 MiB: readers go forward and mostly read what
-	// is still in memory, so a large cache would only hold what nobody reads twice.
+	// CacheBytes bounds the block cache. Default 8 MiB: readers go forward, so a large cache would
+	// only hold what nobody reads twice.
 	CacheBytes int64
 	// RecentBytes bounds the newest chunks of each stream that are kept for readers who keep up with
 	// it: they need not ask the storage engine. Default 8 MiB: what a source sends in a few
@@ -163,10 +163,10 @@ func options(cfg Config, lock *pebble.Lock, log *slog.Logger) *pebble.Options {
 		// Named, so that upgrading the library does not silently make the directory unreadable to
 		// the release before.
 		FormatMajorVersion: pebble.FormatTableFormatV6,
-		CacheSize:          cmp.Or(cfg.CacheBytes, 32<<20),
-		// A reader that keeps up finds everything in the newest table in memory. Seconds of
-		// traffic fit; two of them bound what is held, because writers wait for the third.
-		MemTableSize:                64 << 20,
+		CacheSize:          cmp.Or(cfg.CacheBytes, 8<<20),
+		// Two of them bound what is held, because writers wait for the third; a reader that keeps up
+		// needs none of them (see recent). 64 MB were no faster, with 230 MB of one transaction.
+		MemTableSize:                16 << 20,
 		MemTableStopWritesThreshold: 2,
 		// Written in key order and mostly deleted soon, L0 files overlap little: compacting them
 		// late saves rewriting what Trim is about to remove.
