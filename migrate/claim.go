@@ -26,6 +26,7 @@ func (m *Migration) Claim(ctx context.Context) error {
 	defer m.trouble(nil)
 	defer m.update(func(l *live) { l.waitingFor, l.resting = "", false })
 	began := time.Now()
+	looked := false
 	// The source comes first, for every process, so that two of them cannot hold one each for long.
 	retry := pause{min: 100 * time.Millisecond, max: 2 * time.Second}
 	for {
@@ -38,6 +39,13 @@ func (m *Migration) Claim(ctx context.Context) error {
 			return context.Cause(ctx)
 		case errors.Is(err, ErrDriven) && time.Since(began) >= m.cfg.Settings.ClaimWait:
 			return hint.Wrap(fmt.Errorf("migration %s: %w", m.cfg.Name, err), "one process at a time drives a migration: drive it over that one's API, or stop that process first")
+		case errors.Is(err, ErrDriven) && !looked && (p == Pending || p == Preparing):
+			// A source that is the target as well is driven by this very process: waiting would not help.
+			looked = true
+			if err := m.preflight(ctx, nil); err != nil {
+				return err
+			}
+			continue
 		case errors.Is(err, ErrDriven):
 			m.update(func(l *live) { l.waitingFor, l.resting = waitsForDriver, true })
 		case errors.Is(err, ErrDeposed) || p == Pending || p == Preparing:
