@@ -382,6 +382,10 @@ func (s *shop) Verify(context.Context, string) (migrate.Proof, error) {
 	return migrate.Proof{}, migrate.ErrNotNow
 }
 
+func (s *shop) Evidence(context.Context, string) ([]byte, error) { return nil, api.ErrNotFound }
+
+func (s *shop) Amend(context.Context, string, api.AmendRequest) error { return migrate.ErrNotNow }
+
 func (s *shop) Start(context.Context, api.StartRequest) (migrate.Status, error) {
 	return migrate.Status{}, api.ErrFixed
 }
