@@ -118,7 +118,7 @@ func TestResyncCommand(t *testing.T) {
 			t.Errorf("status %+v, woken %d", s, l.woken)
 		}
 		b.stop(errors.New("enough"))
-		_ = <-b.done
+		<-b.done
 
 		b = newBench(t, t.w, wrap)
 		asked := b.Asked()

@@ -162,10 +162,11 @@ func (a *app) checkAndOpen(ctx context.Context, l *loader) error {
 	}
 	if err != nil {
 		cancel()
-		<-opened
-		return err
 	}
-	return <-opened
+	if openErr := <-opened; err == nil {
+		err = openErr
+	}
+	return err
 }
 
 // copySnapshot copies the rows of one instant, which a session holds open meanwhile, and builds indexes.

@@ -23,7 +23,8 @@ func TestBesideTheCopy(t *testing.T) {
 	var mu sync.Mutex
 	var told []string
 	idle := 0
-	_, err := l.Load(t.Context(), LoadConfig{
+	reached, goOn, loaded := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	load := LoadConfig{
 		Workers: 2,
 		Copied: func(_ context.Context, target schema.Name) {
 			mu.Lock()
@@ -36,25 +37,40 @@ func TestBesideTheCopy(t *testing.T) {
 			idle++
 		},
 		Beside: func(ctx context.Context, copied <-chan struct{}) error {
-			select {
-			case <-copied:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			for _, c := range []<-chan struct{}{copied, goOn} {
+				select {
+				case <-c:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+				if c == copied {
+					close(reached)
+				}
 			}
-			pgtest.Eventually(t, "the copy's sessions to end", func() bool { return len(p.from.Strings(t, held)) == 0 })
-			p.from.Exec(t, "INSERT INTO public.account VALUES (100001, 1, 'beside'); ALTER TABLE public.event RENAME TO other; ALTER TABLE public.other RENAME TO event")
-			end, err := p.lsn(t)
-			if err != nil {
-				return err
-			}
-			pgtest.Eventually(t, "the change to be stored", func() bool {
-				p.from.Exec(t, "INSERT INTO public.entry VALUES (1, 1)") // or nothing later is sent
-				return l.Stream().Head() >= end
-			})
 			return nil
 		},
-	})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { // ends with goOn or ctx
+		_, err := l.Load(ctx, load)
+		loaded <- err
+	}()
+	select {
+	case <-reached:
+	case err := <-loaded:
+		t.Fatalf("loaded before what runs beside it ended: %v", err)
+	}
+	pgtest.Eventually(t, "the copy's sessions to end", func() bool { return len(p.from.Strings(t, held)) == 0 })
+	p.from.Exec(t, "INSERT INTO public.account VALUES (100001, 1, 'beside'); ALTER TABLE public.event RENAME TO other; ALTER TABLE public.other RENAME TO event")
+	end, err := p.lsn(t)
 	must(t, err)
+	pgtest.Eventually(t, "the change to be stored", func() bool {
+		p.from.Exec(t, "INSERT INTO public.entry VALUES (1, 1)") // or nothing later is sent
+		return l.Stream().Head() >= end
+	})
+	close(goOn)
+	must(t, <-loaded)
 	slices.Sort(told)
 	if !slices.Equal(told, []string{"account", "entry", "event"}) || idle != 2 {
 		t.Errorf("told of tables %q and of %d workers", told, idle)

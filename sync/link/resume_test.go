@@ -159,11 +159,15 @@ func (f *faulty) kept(t *testing.T, before map[string]string, again ...string) {
 func TestLoadKilled(t *testing.T) {
 	t.Parallel()
 	for i := range rounds(1) {
-		t.Run(strconv.Itoa(i), testLoadKilled)
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			testLoadKilled(t)
+		})
 	}
 }
 
 func testLoadKilled(t *testing.T) {
+	t.Helper()
 	f := newFaulty(t, pgtest.DB(t), pgtest.DB(t), copied, copiedRows)
 	text, err := json.Marshal(child{Name: f.name(), From: f.from.URL, To: f.to.URL, Dir: f.dir, Load: true})
 	must(t, err)
