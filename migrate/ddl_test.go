@@ -117,8 +117,11 @@ func TestResyncCommand(t *testing.T) {
 		if s := b.Status(); s.Proof != nil || s.Recopy == nil || len(s.Recopy.Tables) != 2 || s.Recopy.Why != "asked for by anna" || l.woken != 1 {
 			t.Errorf("status %+v, woken %d", s, l.woken)
 		}
-		b.stop(errors.New("enough"))
-		<-b.done
+		enough := errors.New("enough")
+		b.stop(enough)
+		if err := <-b.done; !errors.Is(err, enough) {
+			t.Errorf("stopped: %v", err)
+		}
 
 		b = newBench(t, t.w, wrap)
 		asked := b.Asked()
