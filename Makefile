@@ -14,7 +14,7 @@ ATMOST   ?= 1h
 
 # Each package's tests start clusters of their own, so more packages at a time than cores only makes
 # all of them slow.
-TEST := go test -timeout 10m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
+TEST := go test -timeout 20m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-race test-long test-docker fuzz metamorphic model soak lint fmt generate bench benchstat pg postgres clean
