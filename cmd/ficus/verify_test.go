@@ -100,9 +100,9 @@ func TestFollowLive(t *testing.T) {
 		t.Error("the warning shows a value")
 	}
 	p.stop(os.Interrupt)
-	if n := target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()"); n != 0 {
-		t.Errorf("%d slots left behind", n)
-	}
+	pgtest.Eventually(t, "the slot to go with its session", func() bool {
+		return target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database()") == 0
+	})
 }
 
 // The evidence of a running migration is the report that its process made, and each report of the
