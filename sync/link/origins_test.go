@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/ficus-migrate/ficus/internal/pgtest"
@@ -71,6 +72,10 @@ func TestNoLoop(t *testing.T) {
 
 	cfg := forward.cfg
 	cfg.Name, cfg.From, cfg.To = "ficus_"+p.from.Name+"_reverse", cfg.To, cfg.From
+	cfg.Mappings = slices.Clone(cfg.Mappings)
+	for i := range cfg.Mappings {
+		cfg.Mappings[i].Source.OID = 0 // the other database has numbers of its own
+	}
 	reverse, err := New(t.Context(), cfg)
 	must(t, err)
 	t.Cleanup(reverse.Close)
