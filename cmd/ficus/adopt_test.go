@@ -46,7 +46,13 @@ func TestDataDirectoryLost(t *testing.T) {
 						return source.Int(t, `SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND confirmed_flush_lsn >= $1::pg_lsn`, wrote) == 1
 					})
 				}
+				const waiting = `FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`
+				pgtest.Eventually(t, "the applier to wait", func() bool { return target.Int(t, `SELECT count(*) `+waiting) > 0 })
 				p.stop(syscall.SIGKILL)
+				// The server was sent all of the batch and its commit, and would go on without the process.
+				pgtest.Eventually(t, "what is left of the applier's session to end", func() bool {
+					return target.Int(t, `SELECT count(pg_terminate_backend(pid)) `+waiting) == 0
+				})
 				must(t, tx.Rollback(t.Context()))
 
 				dir := t.TempDir()
