@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
 )
 
@@ -108,7 +109,7 @@ INSERT INTO a (id, v, at) SELECT i, repeat('x', 80), '2024-01-01' FROM generate_
 	for i := range 1000 {
 		keys = append(keys, []string{fmt.Sprint(1 + i*(rows/1000))})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), pgtest.Patience)
 	defer cancel()
 	s, err := Open(ctx, config(t, src, dst))
 	if err != nil {

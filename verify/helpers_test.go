@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
@@ -55,7 +54,7 @@ func run(t testing.TB, cfg Config) *Report {
 // runWith compares everything by the first method that works.
 func runWith(t testing.TB, cfg Config, methods ...Method) *Report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), pgtest.Patience)
 	defer cancel()
 	s, err := open(ctx, cfg, methods)
 	if err != nil {

@@ -6,7 +6,8 @@ import (
 	"errors"
 	"slices"
 	"testing"
-	"time"
+
+	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
 const resumeTables = `
@@ -89,7 +90,7 @@ func TestResumeAnywhere(t *testing.T) {
 	want := run(t, cfg)
 	for n := range 4 {
 		cfg := cfg
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), pgtest.Patience)
 		defer cancel()
 		cfg.Save = func(c Checkpoint) error {
 			cfg.Resume = &c

@@ -175,7 +175,7 @@ func TestRuleChanged(t *testing.T) {
 			}
 			m.says("takes the rules of table public.t from the changed playbook")
 			m.says("copies table public.t anew")
-			eventually(t, "the target to have what the source has", func() bool {
+			pgtest.Eventually(t, "the target to have what the source has", func() bool {
 				return fmt.Sprint(source.Strings(t, `SELECT id || vv || ww * 2 FROM t ORDER BY 1`)) == fmt.Sprint(target.Strings(t, `SELECT id || word || double FROM t ORDER BY 1`))
 			})
 			m.proved()
@@ -207,13 +207,13 @@ func TestWayBackLost(t *testing.T) {
 	book("to: public.t2, columns: {twice: n * 2}, drop: [n]")
 	target.Exec(t, `ALTER TABLE t2 ADD twice int`)
 	m.drive("resume", "-f", file)
-	eventually(t, "the link to say what would be lost, or to go on", func() bool {
+	pgtest.Eventually(t, "the link to say what would be lost, or to go on", func() bool {
 		return strings.Contains(m.text(), `which has no inverse`) || target.Int(t, `SELECT count(*) FROM t2 WHERE id = 101`) == 1
 	})
 	if s := m.drive("status"); s["phase"] == "failed" {
 		m.drive("resume")
 	}
-	eventually(t, "the new row", func() bool { return target.Int(t, `SELECT count(*) FROM t2 WHERE id = 101`) == 1 })
+	pgtest.Eventually(t, "the new row", func() bool { return target.Int(t, `SELECT count(*) FROM t2 WHERE id = 101`) == 1 })
 	must(t, app.Close(t.Context()))
 	m.drive("promote", "--wait")
 	s := m.drive("status")

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -36,29 +35,13 @@ func (m *migration) equal(query string) {
 			m.t.Logf("%s: (-source +target):\n%s", query, cmp.Diff(want, got))
 		}
 	})
-	eventually(m.t, "the target to have what the source has: "+query, func() bool {
+	pgtest.Eventually(m.t, "the target to have what the source has: "+query, func() bool {
 		rows, err := conn.Query(m.t.Context(), query)
 		if err == nil {
 			got, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		}
 		return err == nil && slices.Equal(got, want) // an error: a table that is yet to come
 	})
-}
-
-// eventually is pgtest.Eventually with the patience that a chain of DDL on a busy machine needs.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			t.Fatal("waited in vain for " + what)
-		case <-tick.C:
-		}
-	}
 }
 
 // proved compares everything.
@@ -219,11 +202,11 @@ func TestPartitionTruncated(t *testing.T) {
 	m := move(t, "cluster-move", source, target, "--yes", "--until", "reads-switched")
 	m.line("result", map[string]any{"phase": "reads-switched"})
 	source.Exec(t, `TRUNCATE p1`)
-	eventually(t, "the proof not to count any more", func() bool {
+	pgtest.Eventually(t, "the proof not to count any more", func() bool {
 		return strings.Contains(m.text(), "earlier proofs do not count: partition public.p1")
 	})
 	m.drive("promote")
-	eventually(t, "the difference to be found", func() bool { return strings.Contains(m.text(), "differences") })
+	pgtest.Eventually(t, "the difference to be found", func() bool { return strings.Contains(m.text(), "differences") })
 	if n := target.Int(t, `SELECT count(*) FROM p`); n < 200 {
 		t.Errorf("the target has %d rows: this test tests nothing", n)
 	}
@@ -262,7 +245,7 @@ func TestTruncateJustBeforeTheSwitch(t *testing.T) {
 	m.line("progress", map[string]any{"message": "waiting for 1 writers"})
 	do(past, `COMMIT`)
 	m.line("phase", map[string]any{"phase": "verifying", "message": "verifying: the proof no longer holds"})
-	eventually(t, "the difference to be found", func() bool { return strings.Contains(m.text(), "100 differences") })
+	pgtest.Eventually(t, "the difference to be found", func() bool { return strings.Contains(m.text(), "100 differences") })
 	if n := source.Int(t, `DELETE FROM p WHERE id = 150 RETURNING id`); n != 150 {
 		t.Error("the source is not the owner any more")
 	}
@@ -294,7 +277,7 @@ func TestDDLResumed(t *testing.T) {
 	do(`INSERT INTO t VALUES (102, 'meanwhile', 8)`)
 	target.Exec(t, `ALTER TABLE t ADD n text, ALTER double TYPE bigint`) // without the value of older rows
 	m.drive("resume")
-	eventually(t, "the target to have what the source has", func() bool {
+	pgtest.Eventually(t, "the target to have what the source has", func() bool {
 		return slices.Equal(source.Strings(t, `SELECT id || v || w * 2 || n FROM t ORDER BY 1`), target.Strings(t, `SELECT id || word || double || n FROM t ORDER BY 1`))
 	})
 	m.says("anew")
@@ -336,7 +319,7 @@ func TestDDLBeforeTheCopy(t *testing.T) {
 				_, err := app.Exec(t.Context(), sql)
 				must(t, err)
 			}
-			eventually(t, "somebody to wait for the table", func() bool {
+			pgtest.Eventually(t, "somebody to wait for the table", func() bool {
 				return source.Int(t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass`) > 0
 			})
 			_, err := app.Exec(t.Context(), `COMMIT`)
@@ -375,7 +358,7 @@ func TestDDLKilled(t *testing.T) {
 // says waits for an event of type ddl with one of the texts in it.
 func (m *migration) says(texts ...string) {
 	m.t.Helper()
-	eventually(m.t, fmt.Sprintf("an event of %q", texts), func() bool {
+	pgtest.Eventually(m.t, fmt.Sprintf("an event of %q", texts), func() bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		return slices.ContainsFunc(m.lines, func(l map[string]any) bool {

@@ -94,7 +94,7 @@ func (p *process) collect(r io.Reader) {
 // line waits for the first line from number `from` on that has the type and all the given values.
 func (p *process) line(typ string, want map[string]any) map[string]any {
 	p.t.Helper()
-	deadline := time.After(2 * time.Minute)
+	deadline := time.After(pgtest.Patience)
 	seen := 0
 	for {
 		p.mu.Lock()
@@ -161,7 +161,7 @@ func (p *process) wait() int {
 	p.t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(pgtest.Patience):
 		p.t.Fatal("does not end")
 	}
 	return p.cmd.ProcessState.ExitCode()

@@ -72,7 +72,7 @@ func TestResync(t *testing.T) {
 	m.stop(syscall.SIGKILL)
 	m.start()
 	m.line("result", map[string]any{"phase": "following"})
-	eventually(t, "the copy to be done", func() bool { return m.drive("status")["recopy"] == nil })
+	pgtest.Eventually(t, "the copy to be done", func() bool { return m.drive("status")["recopy"] == nil })
 	quiet()
 	must(t, <-loaded)
 	m.equal(`SELECT count(*) || ' ' || sum(hashtext(t::text)::bigint) FROM spoilt t`)

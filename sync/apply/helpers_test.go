@@ -21,7 +21,7 @@ import (
 	"github.com/ficus-migrate/ficus/transform"
 )
 
-const testTimeout = time.Minute
+const testTimeout = pgtest.Patience
 
 // chunkBytes is about how much sync/source packs into a chunk.
 const chunkBytes = 256 << 10

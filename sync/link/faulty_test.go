@@ -254,7 +254,7 @@ func (f *faulty) equal(t *testing.T) {
 // stopped runs the link until it stops of itself, and returns why.
 func (f *faulty) stopped(t *testing.T) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("the link did not stop"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), pgtest.Patience, errors.New("the link did not stop"))
 	defer cancel()
 	return f.link.Run(ctx)
 }

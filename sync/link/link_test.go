@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -300,7 +299,7 @@ func TestStopAt(t *testing.T) {
 	p.write(t, 1)
 	at, err := p.lsn(t)
 	must(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), pgtest.Patience)
 	defer cancel()
 	release, err := l.StopAt(ctx, at)
 	must(t, err)

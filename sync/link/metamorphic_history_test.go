@@ -15,7 +15,6 @@ import (
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
-	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/faultpg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
@@ -310,22 +309,10 @@ func (h *history) mark(t *testing.T) {
 	t.Helper()
 	h.from.Exec(t, `INSERT INTO public.marker SELECT count(*) + 1 FROM public.marker`)
 	want := h.from.Int(t, `SELECT count(*) FROM public.marker`)
-	h.await(t, "the target to catch up", func() bool {
+	pgtest.Eventually(t, "the target to catch up", func() bool {
 		h.tend(t)
 		return h.to.Int(t, `SELECT count(*) FROM public.marker`) == want
 	})
-}
-
-// await waits longer than pgtest.Eventually: connections that broke again and again are tried anew
-// after up to half a minute.
-func (h *history) await(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !cond(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within two minutes: %s", what)
-		}
-		must(t, backoff.Sleep(t.Context(), 10*time.Millisecond))
-	}
 }
 
 // equal compares every table, row by row in an order that needs no key, and the progress. It asks

@@ -110,7 +110,7 @@ func (f *faulty) finish(t *testing.T, loaded <-chan error, stop func()) {
 	select {
 	case err := <-loaded:
 		must(t, err)
-	case <-time.After(time.Minute):
+	case <-time.After(pgtest.Patience):
 		t.Fatal("the copy does not end")
 	}
 	stopLink := run(t, f.link)
