@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/manifest"
@@ -66,7 +67,7 @@ type loading struct {
 type base struct {
 	exported string
 	sees     change.Snapshot
-	until    change.LSN // nothing that it sees commits at or after this
+	until    change.LSN // nothing that it sees commits at or after this, and all of it is on the origin's disk
 }
 
 // Load prepares the link at an exported snapshot and copies every row of that snapshot, while the
@@ -237,23 +238,20 @@ func (l *Link) firstBase(ctx context.Context, cfg *LoadConfig, s sessions) (rec 
 }
 
 // newBase takes a snapshot of now, which holder holds. Everything that the link has taken as applied
-// is visible in it.
+// is visible in it. What it sees is on disk, and the link remembers how far that is, before anything is
+// copied under it: an origin that crashed or was replaced by its standby might have another past.
 func (l *Link) newBase(ctx context.Context, holder *pgx.Conn) (b base, err error) {
 	if err := l.awaitCommits(ctx); err != nil {
 		return base{}, fmt.Errorf("link %s: wait for transactions that are about to end: %w", l.cfg.Name, err)
 	}
 	b.exported, b.sees, err = export(ctx, holder, "")
 	if err == nil {
-		var until string
-		err = holder.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&until)
-		if err == nil {
-			b.until, err = change.ParseLSN(until)
-		}
+		b.until, err = l.mark(ctx)
 	}
 	if err != nil {
 		return base{}, fmt.Errorf("link %s: take a snapshot: %w", l.cfg.Name, err)
 	}
-	return b, nil
+	return b, l.updateIdentities(func(ids *identities) { ids.Copied = max(ids.Copied, b.until) })
 }
 
 // export begins a transaction that holds a snapshot, that of the given name if there is one, and
@@ -271,6 +269,11 @@ func export(ctx context.Context, conn *pgx.Conn, name string) (exported string, 
 	var text string
 	if err := conn.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&exported, &text); err != nil {
 		return "", change.Snapshot{}, err
+	}
+	if name != "" { // a slot's
+		if err := pg.AwaitSnapshot(ctx, conn); err != nil {
+			return "", change.Snapshot{}, err
+		}
 	}
 	sees, err = change.ParseSnapshot(text)
 	return exported, sees, err
