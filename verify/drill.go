@@ -53,6 +53,16 @@ func (d *drill) run(ctx context.Context, src, dst *total, report *TableReport) e
 func (d *drill) finish(ctx context.Context, found *findings, report *TableReport) error {
 	report.Missing, report.Extra, report.Changed = found.missing, found.extra, found.changed
 	report.Differences = found.total()
+	if d.s.atRest {
+		if err := d.standing(ctx, found.samples); err != nil {
+			return err
+		}
+		for i := range found.samples {
+			if found.samples[i].standing {
+				report.Standing++
+			}
+		}
+	}
 	if d.s.cfg.Repairs > 0 && found.total() > 0 {
 		var err error
 		if report.repairs, err = d.repairs(ctx, found); err != nil {
@@ -67,39 +77,36 @@ func (d *drill) finish(ctx context.Context, found *findings, report *TableReport
 		}
 		report.Samples = append(report.Samples, sample)
 	}
-	if d.s.atRest {
-		return d.standing(ctx, found, report)
-	}
 	return nil
 }
 
-// standing looks which of the samples' rows are on the source as they were when its snapshot was
-// taken: they did not change while the target's was, so that the difference is no movement.
-func (d *drill) standing(ctx context.Context, found *findings, report *TableReport) error {
-	var keys [][]string
-	var of []int
-	for i := range found.samples {
-		if key := found.samples[i].plainKey(); d.t.keyed() && key != nil {
-			keys, of = append(keys, key), append(of, i)
+// standing looks which rows are on the source as they were when its snapshot was taken: they did not
+// change while the target's was, so that the difference is no movement.
+func (d *drill) standing(ctx context.Context, rows []found) error {
+	var of []*found
+	for i := range rows {
+		if d.t.keyed() && rows[i].plainKey() != nil {
+			of = append(of, &rows[i])
 		}
-	}
-	if len(keys) == 0 {
-		return nil
 	}
 	n := d.s.nodes[source]
 	n.using.Lock()
 	defer n.using.Unlock()
-	now, _, err := n.lookupKeys(ctx, n.control, d.t, keys)
-	if err != nil {
-		return err
-	}
-	for i, rows := range now {
-		f := &found.samples[of[i]]
-		same := len(rows) == 0
-		if f.kind != Extra {
-			same = slices.ContainsFunc(rows, func(e entry) bool { return e.hash == f.hash[source] })
+	for chunk := range slices.Chunk(of, batchKeys) {
+		keys := make([][]string, len(chunk))
+		for i, f := range chunk {
+			keys[i] = f.plainKey()
 		}
-		report.Samples[of[i]].Standing = same
+		now, _, err := n.lookupKeys(ctx, n.control, d.t, keys)
+		if err != nil {
+			return err
+		}
+		for i, f := range chunk {
+			f.standing = len(now[i]) == 0
+			if f.kind != Extra {
+				f.standing = slices.ContainsFunc(now[i], func(e entry) bool { return e.hash == f.hash[source] })
+			}
+		}
 	}
 	return nil
 }

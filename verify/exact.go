@@ -3,6 +3,7 @@ package verify
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -26,41 +27,65 @@ func (t *total) add(o total) {
 
 func (t *total) equal(o *total) bool { return t.rows == o.rows && t.sum.Cmp(&o.sum) == 0 }
 
-// Exact compares every row of every table at one instant.
+// Exact compares every row of every table, at one instant unless it is paused for long or resumed: the
+// report then lists the instants.
 func (s *Session) Exact(ctx context.Context) (*Report, error) {
 	start := time.Now()
+	s.known = Checkpoint{}
+	if c := s.cfg.Resume; c != nil {
+		s.known = *c
+	}
+	defer func() { s.before = 0 }()
+	var stood time.Duration // how long applying did
+	for {
+		report, paused, err := s.round(ctx)
+		stood += paused
+		if errors.Is(err, errLetGo) {
+			err = s.sleep(ctx)
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		report.Paused = stood
+		report.finish(start)
+		return report, nil
+	}
+}
+
+// round compares what is not known yet at one instant, or until it has to let that go. It returns how
+// long applying stood still for it.
+func (s *Session) round(ctx context.Context) (*Report, time.Duration, error) {
 	before, err := s.layouts(ctx, s.tables)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer s.thaw(ctx)
 	at, err := s.freeze(ctx, s.cfg.Follower)
 	if err != nil {
-		return nil, err
+		return nil, at.paused, err
 	}
 	s.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "comparing", slog.Int("tables", len(s.tables)),
 		slog.String("lsn", at.lsn.String()), slog.Bool("same_instant", at.same))
 
 	report := s.newReport(Exact, at)
-	if s.cfg.Save != nil {
+	if s.cfg.Save != nil || s.cfg.Held != nil {
 		err = s.compareParts(ctx, at, before, report)
 	} else {
 		report.Tables, err = s.compare(ctx, s.tables, before, nil)
 	}
 	if err != nil {
-		return nil, err
+		return nil, at.paused, err
 	}
 	if err := s.unchanged(ctx, s.tables, before); err != nil {
-		return nil, err
+		return nil, at.paused, err
 	}
-	if err := s.beyondRows(ctx, report); err != nil {
-		return nil, err
-	}
-	report.finish(start)
-	return report, nil
+	return report, at.paused, s.beyondRows(ctx, report)
 }
 
-// compareParts is compare in parts that are saved.
+// compareParts is compare in parts that are saved, or kept when a pause ends the round.
 func (s *Session) compareParts(ctx context.Context, at instant, before [2][]layout, report *Report) error {
 	r, parts, layouts, err := s.resumable(ctx, before)
 	if err != nil {
@@ -69,10 +94,14 @@ func (s *Session) compareParts(ctx context.Context, at instant, before [2][]layo
 	_, err = s.compare(ctx, parts, layouts, func(i int, tr TableReport) error {
 		return r.finished(ctx, parts[i], tr, at, [2]layout{layouts[source][i], layouts[target][i]})
 	})
-	if err == nil {
-		r.finish(report)
+	if errors.Is(err, errLetGo) {
+		return cmp.Or(r.keep(ctx), err)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	r.finish(report)
+	return nil
 }
 
 // beyondRows compares what else was asked for, as it is now.
@@ -123,6 +152,9 @@ func (s *Session) compare(ctx context.Context, tables []*table, layouts [2][]lay
 		}
 	}
 	err = spread(ctx, s.cfg.Workers, len(differ), func(ctx context.Context, worker, k int) error {
+		if err := s.breathe(ctx); err != nil {
+			return err
+		}
 		i := differ[k]
 		d := drill{s: s, t: tables[i], conns: s.pair(worker)}
 		err := d.run(ctx, &totals[source][i], &totals[target][i], &reports[i])
@@ -165,6 +197,9 @@ func (s *Session) totals(ctx context.Context, tables []*table, layouts [2][]layo
 	err := both(func(sd side) error {
 		n, chunks := s.nodes[sd], plan[sd]
 		return n.parallel(ctx, len(chunks), func(ctx context.Context, conn *pgx.Conn, k int) error {
+			if err := s.breathe(ctx); err != nil {
+				return err
+			}
 			c := chunks[k]
 			got, err := n.total(ctx, conn, tables[c.table], c.condition)
 			if err != nil {
@@ -240,6 +275,7 @@ type meter struct {
 
 func (s *Session) newMeter(layouts [2][]layout) *meter {
 	m := &meter{report: s.cfg.Progress}
+	m.mu.done, m.mu.total = s.before, s.before
 	for _, side := range layouts {
 		for _, l := range side {
 			m.mu.total += l.rows

@@ -46,6 +46,8 @@ type found struct {
 	key  []*string
 	hash [2]int64 // by side, where it exists there
 	n    int64    // how often it is missing or extra
+
+	standing bool // see Difference.Standing
 }
 
 // plainKey returns the key without pointers, nil where a part of it is NULL.
@@ -100,18 +102,18 @@ func (f *findings) compare(src, dst []entry) {
 	src, dst = remaining(src), remaining(dst)
 	for f.keyed && len(src) > 0 && len(dst) > 0 {
 		f.changed++
-		f.sample(found{Changed, src[0].key, [2]int64{src[0].hash, dst[0].hash}, 1})
+		f.sample(found{kind: Changed, key: src[0].key, hash: [2]int64{src[0].hash, dst[0].hash}, n: 1})
 		src[0].n--
 		dst[0].n--
 		src, dst = remaining(src), remaining(dst)
 	}
 	for _, e := range src {
 		f.missing += e.n
-		f.sample(found{Missing, e.key, [2]int64{source: e.hash}, e.n})
+		f.sample(found{kind: Missing, key: e.key, hash: [2]int64{source: e.hash}, n: e.n})
 	}
 	for _, e := range dst {
 		f.extra += e.n
-		f.sample(found{Extra, e.key, [2]int64{target: e.hash}, e.n})
+		f.sample(found{kind: Extra, key: e.key, hash: [2]int64{target: e.hash}, n: e.n})
 	}
 }
 

@@ -166,7 +166,7 @@ func TestNoFalseAlarmUnderLoad(t *testing.T) {
 	src, dst := pair(t, loadTables)
 	m, stop := loaded(t, src, dst)
 	cfg := config(t, src, dst)
-	cfg.Follower, cfg.ChunkRows = m, 1000
+	cfg.Follower, cfg.ChunkRows, cfg.ShowValues = m, 1000, true
 
 	defer stop()
 	end := time.Now().Add(long(0))
@@ -176,7 +176,7 @@ func TestNoFalseAlarmUnderLoad(t *testing.T) {
 		}
 		r := run(t, cfg)
 		if r.Differences != 0 || !r.SameInstant || r.LSN == 0 || r.Paused <= 0 {
-			t.Fatalf("comparison %d: %d differences, same instant %t at %s, paused %s", i, r.Differences, r.SameInstant, r.LSN, r.Paused)
+			t.Fatalf("comparison %d: same instant %t at %s, paused %s: %s", i, r.SameInstant, r.LSN, r.Paused, alarms(r))
 		}
 	}
 	cfg.Keys = nil
@@ -194,6 +194,20 @@ func TestNoFalseAlarmUnderLoad(t *testing.T) {
 	if got := src.Strings(t, "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'ficus_verify_%' AND database = current_database()"); len(got) != 0 {
 		t.Errorf("left behind: %v", got)
 	}
+}
+
+// alarms lists what differs, with values.
+func alarms(r *Report) string {
+	var b strings.Builder
+	for i := range r.Tables {
+		fmt.Fprintln(&b, r.Tables[i].Table, summary(r.Tables[i]))
+		for _, s := range r.Tables[i].Samples {
+			for _, v := range s.Values {
+				fmt.Fprintf(&b, "  %s %s: %s on the source, %s on the target\n", s.Key, v.Column, show(v.Source), show(v.Target))
+			}
+		}
+	}
+	return b.String()
 }
 
 // A Follower that does not stop where it says is what the comparison is there to find.

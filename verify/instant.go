@@ -26,6 +26,8 @@ type instant struct {
 	time   time.Time
 	same   bool // both sides show the source's state at lsn
 	paused time.Duration
+
+	stopped time.Time // when applying began to stand still
 }
 
 const beginSQL = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -51,34 +53,52 @@ func (s *Session) freezeFollowing(ctx context.Context, follower Follower) (insta
 	return at, s.nodes[target].adopt(ctx, exported.snapshot, 1)
 }
 
-// meet opens both snapshots while the follower stands still, and shares the source's. The follower is
-// stopped before the slot is made, else it could be past its LSN already.
+// meet opens both snapshots while the follower stands still, and shares the source's.
 func (s *Session) meet(ctx context.Context, follower Follower) (at instant, exported export, err error) {
+	at, goOn, err := s.stand(ctx, follower)
+	if err != nil {
+		return at, export{}, err
+	}
+	defer goOn()
+	exported, err = s.nodes[target].export(ctx)
+	at.paused = time.Since(at.stopped)
+	return at, exported, err
+}
+
+// stand stops the follower at an instant, until goOn, and gives the source's workers the snapshot of it.
+// The follower is stopped before the slot is made, else it could be past its LSN already.
+func (s *Session) stand(ctx context.Context, follower Follower) (at instant, goOn func(), err error) {
 	at.same = true
 	hold, err := follower.StopAt(ctx, 0)
 	if err != nil {
-		return at, export{}, fmt.Errorf("stop the follower: %w", err)
+		return at, nil, fmt.Errorf("stop the follower: %w", err)
 	}
-	defer hold()
-	stopped := time.Now()
-
+	at.stopped = time.Now()
+	defer func() {
+		if err != nil {
+			hold()
+		}
+	}()
 	snapshot, drop, err := s.createSlot(ctx, &at)
 	if err != nil {
-		return at, export{}, err
+		return at, nil, err
 	}
 	err = s.nodes[source].adopt(ctx, snapshot, 0)
 	drop() // the snapshot is the workers' now, and the slot would keep WAL
 	if err != nil {
-		return at, export{}, err
+		return at, nil, err
+	}
+	if err := pg.AwaitSnapshot(ctx, s.nodes[source].workers[0]); err != nil {
+		return at, nil, s.nodes[source].fail("await the snapshot", err)
 	}
 	release, err := follower.StopAt(ctx, at.lsn)
 	if err != nil {
-		return at, export{}, fmt.Errorf("stop the follower at %s: %w", at.lsn, err)
+		return at, nil, fmt.Errorf("stop the follower at %s: %w", at.lsn, err)
 	}
-	defer release()
-	exported, err = s.nodes[target].export(ctx)
-	at.paused = time.Since(stopped)
-	return at, exported, err
+	return at, func() {
+		release()
+		hold()
+	}, nil
 }
 
 // createSlot makes a temporary slot, which exports a snapshot of the source at the LSN that it puts
@@ -202,10 +222,14 @@ func (s *Session) thaw(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	_ = both(func(sd side) error {
-		n := s.nodes[sd]
-		return n.parallel(ctx, len(n.workers), func(ctx context.Context, _ *pgx.Conn, i int) error {
-			_, _ = n.workers[i].Exec(ctx, "ROLLBACK") // ends with the connection otherwise
-			return nil
-		})
+		s.nodes[sd].thaw(ctx)
+		return nil
+	})
+}
+
+func (n *node) thaw(ctx context.Context) {
+	_ = n.parallel(ctx, len(n.workers), func(ctx context.Context, _ *pgx.Conn, i int) error {
+		_, _ = n.workers[i].Exec(ctx, "ROLLBACK") // ends with the connection otherwise
+		return nil
 	})
 }

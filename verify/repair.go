@@ -9,11 +9,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
-	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 )
 
@@ -25,12 +23,8 @@ type Repair struct {
 	Key   string
 	SQL   string
 
-	table *table
-	key   []string // nil without one
+	key []string // nil without one
 }
-
-// errRepairMoved says that a repair found another row than it was made for.
-var errRepairMoved = errors.New("the row is no longer what it was when it was compared")
 
 // repairSettings make texts in repairs mean what they meant to the sessions that read them.
 const repairSettings = "SET LOCAL search_path = ''; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; " +
@@ -52,7 +46,10 @@ func (d *drill) repairs(ctx context.Context, found *findings) ([]Repair, error) 
 	var out []Repair
 	for i := range found.samples {
 		f := &found.samples[i]
-		r := Repair{Table: d.t.m.Source.Name, Kind: f.kind, Key: d.t.keyText(f.key), table: d.t}
+		if d.s.atRest && !f.standing {
+			continue // it may have been on its way
+		}
+		r := Repair{Table: d.t.m.Source.Name, Kind: f.kind, Key: d.t.keyText(f.key)}
 		if d.t.keyed() {
 			r.key = f.plainKey()
 		}
@@ -207,57 +204,4 @@ func (r *Report) WriteRepairs(w io.Writer) error {
 	}
 	out.printf("COMMIT;\n")
 	return out.err
-}
-
-// Mend applies the repairs of a report of this session in one transaction of the target, all or none,
-// then compares the rows again, and tables without a key as a whole. Call it when nobody else
-// changes the target: without a Follower, or between its StopAt and release.
-func (s *Session) Mend(ctx context.Context, r *Report) (*Report, error) {
-	n := s.nodes[target]
-	err := pgx.BeginFunc(ctx, n.control, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, repairSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
-			if pg.Code(err) == pg.CodeInsufficientPrivilege {
-				return hint.Wrap(err, "triggers and foreign keys must not fire: GRANT SET ON PARAMETER session_replication_role TO %s (PostgreSQL 15), or mend as a superuser", n.dsn.User())
-			}
-			return err
-		}
-		for i := range r.Repairs {
-			p := &r.Repairs[i]
-			tag, err := tx.Exec(ctx, p.SQL, pgx.QueryExecModeSimpleProtocol)
-			if err == nil && tag.RowsAffected() != 1 {
-				err = errRepairMoved
-			}
-			if err != nil {
-				return fmt.Errorf("table %s: %s row %s: %w", p.Table.Display(), p.Kind, p.Key, quiet(err))
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, n.fail("mend", err)
-	}
-	return s.DeltaAtRest(ctx, repaired(r.Repairs))
-}
-
-// quiet takes from an error what may hold values of the row.
-func quiet(err error) error {
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return &pgconn.PgError{Severity: e.Severity, Code: e.Code, Message: e.Message, SchemaName: e.SchemaName, TableName: e.TableName, ConstraintName: e.ConstraintName}
-	}
-	return err
-}
-
-// repaired are the keys of the rows that were mended.
-func repaired(list []Repair) Keys {
-	return func(table schema.Name, yield func(key []string) error) error {
-		for i := range list {
-			if list[i].Table != table {
-				continue
-			}
-			if err := yield(list[i].key); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
 }

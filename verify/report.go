@@ -102,6 +102,7 @@ type TableReport struct {
 	Missing     int64        `json:"missing"`
 	Extra       int64        `json:"extra"`
 	Changed     int64        `json:"changed"`
+	Standing    int64        `json:"standing,omitempty"` // of the differing rows that were looked at once more; see Difference.Standing
 	Samples     []Difference `json:"samples,omitempty"`
 	Instant     *Instant     `json:"instant,omitempty"` // where it is not the report's
 
@@ -114,7 +115,7 @@ type Difference struct {
 	Key     string   `json:"key,omitempty"`     // "id=5"; "" for a table without a key
 	Columns []string `json:"columns,omitempty"` // of the target, those that differ when Changed
 	Values  []Value  `json:"values,omitempty"`  // of these columns; masked unless asked for
-	Writer  string   `json:"writer,omitempty"`  // when the target's row was written, where the server knows
+	Writer  string   `json:"writer,omitempty"`  // when the target's row was written, and over which replication origin, where the server knows
 	// Standing says that the source's row was the same before and after the comparison, so that the
 	// difference is no movement. Told only where the sides were not compared at one instant.
 	Standing  bool   `json:"standing,omitempty"`
@@ -145,9 +146,7 @@ func (r *Report) finish(start time.Time) {
 func (r *Report) Verdict() Verdict {
 	standing, behind := r.SameInstant, false
 	for i := range r.Tables {
-		for j := range r.Tables[i].Samples {
-			standing = standing || r.Tables[i].Samples[j].Standing
-		}
+		standing = standing || r.Tables[i].Standing > 0
 	}
 	for i := range r.Sequences {
 		behind = behind || !r.Sequences[i].Ahead

@@ -33,23 +33,26 @@ type Compared struct {
 // maxRanges bounds into how many ranges a table is cut.
 const maxRanges = 1000
 
-// A resumption is a comparison that can be interrupted.
+// A resumption is a comparison that can be interrupted, or paused.
 type resumption struct {
 	s    *Session
-	save func(Checkpoint) error
+	save func(Checkpoint) error // nil: it is only to be paused
 
-	mu    sync.Mutex // guards check, and saving
+	mu    sync.Mutex // guards the rest, and saving
 	check Checkpoint
+	fresh []*table // compared in this round and, without save, not yet known to have kept their shape
+	sizes [2][]layout
 }
 
 // resumable cuts the tables into parts, and takes out those that are in the checkpoint.
 func (s *Session) resumable(ctx context.Context, layouts [2][]layout) (r *resumption, parts []*table, sizes [2][]layout, err error) {
 	r = &resumption{s: s, save: s.cfg.Save}
 	r.check = Checkpoint{Source: s.cfg.Source.String(), Target: s.cfg.Target.String(), Bounds: map[string][]int64{}}
-	known := Checkpoint{}
-	if c := s.cfg.Resume; c != nil && c.Source == r.check.Source && c.Target == r.check.Target {
-		known = *c
+	known := s.known
+	if known.Source != r.check.Source || known.Target != r.check.Target {
+		known = Checkpoint{}
 	}
+	s.before = 0
 	done := map[string]Compared{}
 	for _, c := range known.Parts {
 		done[c.Part] = c
@@ -67,6 +70,7 @@ func (s *Session) resumable(ctx context.Context, layouts [2][]layout) (r *resump
 		for _, p := range t.ranges(bounds) {
 			if c, ok := done[p.identity()]; ok {
 				r.check.Parts = append(r.check.Parts, c)
+				s.before += c.Report.Rows + c.Report.TargetRows
 				continue
 			}
 			parts = append(parts, p)
@@ -82,7 +86,7 @@ func (s *Session) resumable(ctx context.Context, layouts [2][]layout) (r *resump
 // one that is small, or whose key does not begin with an integer.
 func (s *Session) bounds(ctx context.Context, t *table, rows int64) ([]int64, error) {
 	n := min(rows/s.cfg.RangeRows, maxRanges)
-	if n < 2 || !t.keyed() || !isInteger(t.half[source].key[0].oid) || t.half[source].key[0].cast {
+	if s.cfg.Save == nil || n < 2 || !t.keyed() || !isInteger(t.half[source].key[0].oid) || t.half[source].key[0].cast {
 		return nil, nil
 	}
 	node, column := s.nodes[source], schema.QuoteIdent(t.half[source].key[0].column)
@@ -142,17 +146,37 @@ func (l layout) share(n int) layout {
 	return l
 }
 
-// finished takes note of the results of a part. Its table must be what it was: later there will be
-// another snapshot.
+// finished takes note of the results of a part. Its table must be what it was when it is saved: later
+// there will be another snapshot.
 func (r *resumption) finished(ctx context.Context, t *table, report TableReport, at instant, before [2]layout) error {
-	if err := r.s.unchanged(ctx, []*table{t}, [2][]layout{{before[source]}, {before[target]}}); err != nil {
-		return err
+	if r.save != nil {
+		if err := r.s.unchanged(ctx, []*table{t}, [2][]layout{{before[source]}, {before[target]}}); err != nil {
+			return err
+		}
 	}
 	report.Instant = &Instant{LSN: at.lsn, At: at.time, SameInstant: at.same}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.check.Parts = append(r.check.Parts, Compared{Part: t.identity(), Report: report})
-	return r.save(r.check)
+	if r.save != nil {
+		return r.save(r.check)
+	}
+	r.fresh = append(r.fresh, t)
+	for _, sd := range sides() {
+		r.sizes[sd] = append(r.sizes[sd], before[sd])
+	}
+	return nil
+}
+
+// keep hands what was compared to the next round, while the snapshots are still there.
+func (r *resumption) keep(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.s.unchanged(ctx, r.fresh, r.sizes); err != nil {
+		return err
+	}
+	r.s.known = r.check
+	return nil
 }
 
 // finish turns the parts into tables and says at which instants they were compared.
@@ -196,6 +220,7 @@ func (r *resumption) finish(report *Report) {
 func (t *TableReport) add(p *TableReport, samples int) {
 	t.Rows, t.TargetRows = t.Rows+p.Rows, t.TargetRows+p.TargetRows
 	t.Differences, t.Missing, t.Extra, t.Changed = t.Differences+p.Differences, t.Missing+p.Missing, t.Extra+p.Extra, t.Changed+p.Changed
+	t.Standing += p.Standing
 	t.Samples = append(t.Samples, p.Samples...)
 	t.Samples = t.Samples[:min(len(t.Samples), samples)]
 	if t.Instant != nil && (t.Instant.LSN != p.Instant.LSN || !t.Instant.At.Equal(p.Instant.At)) {

@@ -16,7 +16,10 @@ const maxValue = 200
 
 // sample describes one differing row, with its differing columns when both sides have it.
 func (d *drill) sample(ctx context.Context, f *found) (Difference, error) {
-	out := Difference{Kind: f.kind, Key: d.t.keyText(f.key)}
+	out := Difference{Kind: f.kind, Key: d.t.keyText(f.key), Standing: f.standing}
+	if err := d.writer(ctx, f, &out); err != nil {
+		return Difference{}, err
+	}
 	columns := "*"
 	if f.kind == Changed {
 		differ, err := d.columns(ctx, f, &out)

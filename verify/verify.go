@@ -76,9 +76,20 @@ type Config struct {
 	// RangeRows is about how many rows a part has. Default 5,000,000.
 	RangeRows int64
 
+	// Held lets an exact comparison be paused. It is asked between queries, and returns nil, or what is
+	// closed when the pause may be over. Default: it is never paused.
+	Held func() <-chan struct{}
+	// HoldSnapshots is how long a pause keeps the snapshots, which holds VACUUM back on both sides.
+	// In a longer one they are let go: what is compared counts, and the rest is compared at another
+	// instant. Default 1 minute.
+	HoldSnapshots time.Duration
+
 	// Repairs is up to how many differing rows of a table the SQL is written that mends them; see
 	// Report.Repairs. More are an error. Default 0: none.
 	Repairs int
+	// Mark is SQL that a transaction begins with that mends rows, so that who watches for writes of
+	// strangers knows it for ours. Default: none.
+	Mark string
 
 	// Progress is called after each chunk with the rows read on both sides and the estimate of all.
 	// Default: nothing.
@@ -91,12 +102,16 @@ type Config struct {
 // comparison at a fence, run one like it shortly before. One runs at a time.
 // After an error its connections may be gone: close it and open another.
 type Session struct {
-	cfg    Config
-	seed   int64
-	nodes  [2]*node // by side
-	tables []*table
-	hurry  bool // a delta runs: somebody may wait for it
-	atRest bool // the two sides' snapshots may show different instants
+	cfg     Config
+	methods []Method // to try
+	seed    int64
+	nodes   [2]*node // by side
+	tables  []*table
+	hurry   bool // a delta runs: somebody may wait for it
+	atRest  bool // the two sides' snapshots may show different instants
+
+	known  Checkpoint // what an exact comparison need not read again
+	before int64      // rows of that, on both sides, for Progress
 }
 
 // Run opens a session, compares the keys of Config.Keys or everything, and closes it.
@@ -120,7 +135,7 @@ func Open(ctx context.Context, cfg Config) (*Session, error) {
 }
 
 // open is Open with a choice of the methods to try.
-func open(ctx context.Context, cfg Config, methods []Method) (_ *Session, err error) {
+func open(ctx context.Context, cfg Config, methods []Method) (*Session, error) {
 	if cfg.Source.IsZero() || cfg.Target.IsZero() {
 		return nil, errors.New("verify: source and target are required")
 	}
@@ -129,33 +144,36 @@ func open(ctx context.Context, cfg Config, methods []Method) (_ *Session, err er
 	cfg.WholeRows = cmp.Or(cfg.WholeRows, 200_000)
 	cfg.MaxSamples = cmp.Or(cfg.MaxSamples, 10)
 	cfg.RangeRows = cmp.Or(cfg.RangeRows, 5_000_000)
+	cfg.HoldSnapshots = cmp.Or(cfg.HoldSnapshots, time.Minute)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 
-	s := &Session{cfg: cfg, seed: rand.Int64()}
-	defer func() { //nolint:contextcheck // as in Run
-		if err != nil {
-			s.Close()
-		}
-	}()
-	err = both(func(sd side) (err error) {
-		dsn := cfg.Source
-		if sd == target {
-			dsn = cfg.Target
-		}
-		s.nodes[sd], err = connect(ctx, sd, dsn, cfg.Workers)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	h, err := s.chooseHash(ctx, methods)
-	if err != nil {
-		return nil, err
-	}
-	if s.tables, err = describe(ctx, s.nodes, cfg.Mappings, h); err != nil {
+	s := &Session{cfg: cfg, methods: methods, seed: rand.Int64()}
+	if err := s.attach(ctx); err != nil {
+		s.Close() //nolint:contextcheck // as in Run
 		return nil, err
 	}
 	return s, nil
+}
+
+// attach connects to both sides and learns what is there.
+func (s *Session) attach(ctx context.Context) error {
+	err := both(func(sd side) (err error) {
+		dsn := s.cfg.Source
+		if sd == target {
+			dsn = s.cfg.Target
+		}
+		s.nodes[sd], err = connect(ctx, sd, dsn, s.cfg.Workers)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	h, err := s.chooseHash(ctx, s.methods)
+	if err != nil {
+		return err
+	}
+	s.tables, err = describe(ctx, s.nodes, s.cfg.Mappings, h)
+	return err
 }
 
 // Close ends the session's connections.
