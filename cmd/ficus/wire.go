@@ -184,12 +184,14 @@ func (j *job) onConflict() apply.OnConflict {
 }
 
 // linkName names the link that leaves a side, and everything it makes.
-func (j *job) linkName(from migrate.Side) string {
+func (j *job) linkName(from migrate.Side) string { return linkName(j.playbook.Name, from) }
+
+func linkName(migration string, from migrate.Side) string {
 	direction := "forward"
 	if from == migrate.Target {
 		direction = "reverse"
 	}
-	return "ficus_" + slotName(j.playbook.Name) + "_" + direction
+	return "ficus_" + slotName(migration) + "_" + direction
 }
 
 // slotName makes a migration's name fit for a replication slot, which knows no hyphen.

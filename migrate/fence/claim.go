@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 )
 
@@ -239,6 +240,22 @@ func (d *Database) enter(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	return d.stillMine(ctx, tx)
+}
+
+// Drivers says who drives the migration at this database now, "" for nobody, and who claimed it last. It
+// claims nothing.
+func (d *Database) Drivers(ctx context.Context) (now, last string, err error) {
+	var pid int
+	var session *string
+	err = d.pool.QueryRow(ctx, whoDrives).Scan(&pid, &session, &now)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return "", "", d.wrap("look who drives the migration", err)
+	}
+	err = d.pool.QueryRow(ctx, `SELECT who || ', since ' || to_char(since, 'YYYY-MM-DD HH24:MI:SS TZ') FROM ficus.driver`).Scan(&last)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) && pg.Code(err) != pg.CodeUndefinedTable {
+		return "", "", d.wrap("look who drives the migration", err)
+	}
+	return now, last, nil
 }
 
 func newToken() string {

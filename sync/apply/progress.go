@@ -50,6 +50,13 @@ func Progress(ctx context.Context, conn *pgx.Conn, link string) (at change.LSN, 
 	return p.lsn, ok, err
 }
 
+// Begin writes the first progress of a link whose destination holds everything up to a position; one
+// that is there stays.
+func Begin(ctx context.Context, conn *pgx.Conn, link string, at change.LSN) error {
+	_, err := startProgress(ctx, conn, link, at)
+	return err
+}
+
 // Forget removes the link's row; no error when there is none.
 func Forget(ctx context.Context, conn *pgx.Conn, link string) error {
 	_, err := conn.Exec(ctx, `DELETE FROM ficus.progress WHERE link = $1`, link)

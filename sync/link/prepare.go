@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/apply"
 	"github.com/ficus-migrate/ficus/sync/manifest"
@@ -29,7 +30,21 @@ func (l *Link) Prepare(ctx context.Context, afterEpoch int64) error {
 	if err := replication.Close(ctx); err != nil {
 		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
 	}
+	// From here on the databases alone tell where the link begins, should the record be lost before it ran.
+	if err := l.begins(ctx, snap.LSN); err != nil {
+		return fmt.Errorf("link %s: %w", l.cfg.Name, err)
+	}
 	return l.remember(record{Start: snap.LSN, AfterEpoch: afterEpoch, AckApplied: l.cfg.Ack == source.AckApplied})
+}
+
+// begins writes the destination's first progress.
+func (l *Link) begins(ctx context.Context, at change.LSN) error {
+	to, err := l.cfg.To.Connect(ctx, "prepare")
+	if err != nil {
+		return err
+	}
+	defer to.Close(context.WithoutCancel(ctx))
+	return apply.Begin(ctx, to, l.cfg.Name, at)
 }
 
 // begin starts afresh: it removes what is there and makes identities, publication and slot. The
