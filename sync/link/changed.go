@@ -49,15 +49,8 @@ func (l *Link) awaitReceived(ctx context.Context, p *parts, until change.LSN) er
 	if p.reader.Status().Received >= until {
 		return nil
 	}
-	// A message, so that the WAL is flushed to behind until also where nobody writes.
-	// It waits for no standby: there may be one that is missed.
-	conn, err := l.cfg.From.Connect(ctx, "mark", pg.Setting("synchronous_commit", "local"))
-	if err != nil {
+	if _, err := l.mark(ctx); err != nil { // so that something comes behind until also where nobody writes
 		return err
-	}
-	_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'ficus', 'base')`)
-	if err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))); err != nil {
-		return fmt.Errorf("mark the stream: %w", err)
 	}
 	for p.reader.Status().Received < until {
 		if err := backoff.Sleep(ctx, receivePoll); err != nil {
@@ -65,6 +58,24 @@ func (l *Link) awaitReceived(ctx context.Context, p *parts, until change.LSN) er
 		}
 	}
 	return nil
+}
+
+// mark commits a message, and returns a position up to which the origin has its WAL on disk: behind all
+// that was committed before. It waits for no standby: there may be one that is missed.
+func (l *Link) mark(ctx context.Context) (at change.LSN, err error) {
+	conn, err := l.cfg.From.Connect(ctx, "mark", pg.Setting("synchronous_commit", "local"))
+	if err != nil {
+		return 0, err
+	}
+	var text string
+	_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'ficus', 'base')`)
+	if err == nil {
+		err = conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text)
+	}
+	if err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))); err != nil {
+		return 0, fmt.Errorf("mark the stream: %w", err)
+	}
+	return change.ParseLSN(text)
 }
 
 // A walk goes through stored transactions and emits the keys of the rows of one table that those

@@ -30,6 +30,7 @@ type identities struct {
 	Origin      source.Identity `json:"origin"`
 	Destination source.Identity `json:"destination"`
 	Progress    bool            `json:"progress"` // the destination has had its progress row
+	Copied      change.LSN      `json:"copied"`   // what the newest base sees was on the origin's disk before it
 	GaveUp      string          `json:"gave_up"`  // why the link dropped its own slot; "" when it did not
 }
 
@@ -88,6 +89,10 @@ func (l *Link) guardOrigin(cfg *source.Config) error {
 	cfg.Identified = func(now source.Identity) error {
 		return l.updateIdentities(func(ids *identities) { ids.Origin = now })
 	}
+	cfg.Copied = func() (change.LSN, error) {
+		ids, err := l.identities()
+		return ids.Copied, err
+	}
 	cfg.Held = func(ctx context.Context) (change.LSN, error) {
 		conn, err := l.cfg.To.Connect(ctx, "source")
 		if err != nil {
@@ -134,7 +139,8 @@ func (l *Link) guardDestination(ctx context.Context, conn *pgx.Conn) error {
 	})
 }
 
-// createSlot makes the link's slot over a replication session; conn is an ordinary one.
+// createSlot makes the link's slot over a replication session; conn is an ordinary one. It remembers
+// first on which server: a standby may be promoted before a reader has been there.
 func (l *Link) createSlot(ctx context.Context, conn *pgx.Conn, replication *pgconn.PgConn) (source.Snapshot, error) {
 	var major int
 	var wanted bool
@@ -145,6 +151,13 @@ func (l *Link) createSlot(ctx context.Context, conn *pgx.Conn, replication *pgco
 	}
 	if f := l.cfg.Failover; f != nil {
 		wanted = *f
+	}
+	now, err := source.Identify(ctx, replication)
+	if err == nil {
+		err = l.updateIdentities(func(ids *identities) { ids.Origin = now })
+	}
+	if err != nil {
+		return source.Snapshot{}, err
 	}
 	switch {
 	case wanted && major < source.FailoverVersion:

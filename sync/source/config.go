@@ -93,6 +93,10 @@ type Config struct {
 	// Held returns the end of the last transaction at the destination, asked of the destination
 	// itself: a reader that meets another timeline must know. Default: Applied.
 	Held func(context.Context) (change.LSN, error)
+	// Copied returns a position that the server had written when rows were last copied from it, behind
+	// everything that the copy shows: a server without it is not the one that they came from. Default:
+	// none.
+	Copied func() (change.LSN, error)
 
 	// Streaming says how large transactions come. Default StreamingOn.
 	Streaming Streaming
@@ -125,6 +129,9 @@ func (c *Config) complete() error {
 	}
 	if c.Held == nil {
 		c.Held = func(context.Context) (change.LSN, error) { return c.Applied(), nil }
+	}
+	if c.Copied == nil {
+		c.Copied = func() (change.LSN, error) { return 0, nil }
 	}
 	if c.Identified == nil {
 		c.Identified = func(Identity) error { return nil }

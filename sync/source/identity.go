@@ -122,13 +122,14 @@ func (r *Reader) followFork(ctx context.Context, conn *pgconn.PgConn, now Identi
 	return nil
 }
 
-// held returns the end of the newest transaction that is stored here or applied.
+// held returns the end of the newest transaction that is stored here, applied or copied.
 func (r *Reader) held(ctx context.Context) (change.LSN, error) {
 	at, err := r.cfg.Held(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("learn what is applied: %w", err)
 	}
-	return max(at, r.cfg.Stream.Head(), r.cfg.Start), nil
+	copied, err := r.cfg.Copied()
+	return max(at, copied, r.cfg.Stream.Head(), r.cfg.Start), err
 }
 
 // partedAt returns where timeline now, or an ancestor of it, left timeline was.

@@ -225,7 +225,7 @@ func (r *Reader) checkPublications(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// checkWritten: the server must have written what we hold.
+// checkWritten: the server must have written what was read from it.
 func (r *Reader) checkWritten(ctx context.Context, conn *pgx.Conn) error {
 	var text string
 	err := conn.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery()
@@ -237,8 +237,12 @@ func (r *Reader) checkWritten(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	if head := r.cfg.Stream.Head(); written < head {
-		return hint.Wrap(fmt.Errorf("%w: it stands at %s, the store at %s", ErrServerBehind, written, head),
+	copied, err := r.cfg.Copied()
+	if err != nil {
+		return err
+	}
+	if read := max(copied, r.cfg.Stream.Head()); written < read {
+		return hint.Wrap(fmt.Errorf("%w: it stands at %s, and was read up to %s", ErrServerBehind, written, read),
 			"check that the connection string leads to the server that the migration began with; otherwise %s", again)
 	}
 	return nil
