@@ -39,7 +39,7 @@ func TestRoles(t *testing.T) {
 	acts := map[string]func(*Client) error{
 		"look":   func(c *Client) error { _, err := c.List(t.Context()); return err },
 		"drive":  func(c *Client) error { return c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Pause}) },
-		"verify": func(c *Client) error { _, err := c.Verify(t.Context(), "shop"); return err },
+		"verify": func(c *Client) error { _, err := c.Verify(t.Context(), "shop", VerifyRequest{}); return err },
 		"approve": func(c *Client) error {
 			return c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Approve})
 		},

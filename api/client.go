@@ -71,10 +71,10 @@ func (c *Client) Amend(ctx context.Context, name string, r AmendRequest) error {
 }
 
 // Verify compares the databases of a migration at one instant; see [Service].
-func (c *Client) Verify(ctx context.Context, name string) (migrate.Proof, error) {
-	var p migrate.Proof
-	err := c.call(ctx, http.MethodPost, c.at(name, "verify"), struct{}{}, &p)
-	return p, err
+func (c *Client) Verify(ctx context.Context, name string, r VerifyRequest) (Comparison, error) {
+	var out Comparison
+	err := c.call(ctx, http.MethodPost, c.at(name, "verify"), r, &out)
+	return out, err
 }
 
 // Evidence returns the newest report of a comparison; see [Service].

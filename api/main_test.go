@@ -122,13 +122,13 @@ func (f *fake) Do(ctx context.Context, name string, c migrate.Command) error {
 	return err
 }
 
-func (f *fake) Verify(_ context.Context, name string) (migrate.Proof, error) {
+func (f *fake) Verify(_ context.Context, name string, _ VerifyRequest) (Comparison, error) {
 	if _, err := f.Get(name); err != nil {
-		return migrate.Proof{}, err
+		return Comparison{}, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return migrate.Proof{Kind: "exact", Rows: 12, Differences: 3}, f.mu.do
+	return Comparison{Proof: migrate.Proof{Kind: "exact", Rows: 12, Differences: 3}, Verdict: "different"}, f.mu.do
 }
 
 func (f *fake) Evidence(_ context.Context, name string) ([]byte, error) {

@@ -38,7 +38,7 @@ type CommandRequest struct {
 }
 
 func verbs() []migrate.Verb {
-	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync}
+	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync, migrate.PauseVerify, migrate.ResumeVerify}
 }
 
 func (s *Server) list(c *gin.Context) {
@@ -103,16 +103,18 @@ func (s *Server) amend(c *gin.Context) {
 
 // verify answers when the comparison is done. A difference is an answer, not an error.
 func (s *Server) verify(c *gin.Context) {
-	if err := body(c, &struct{}{}); err != nil {
+	var r VerifyRequest
+	if err := body(c, &r, "rows_only", "repair", "apply", "actor"); err != nil {
 		s.refuse(c, problemOf(err, CodeBadRequest))
 		return
 	}
-	proof, err := s.cfg.Service.Verify(c.Request.Context(), c.Param("name"))
+	r.Actor = s.actor(c, r.Actor)
+	comparison, err := s.cfg.Service.Verify(c.Request.Context(), c.Param("name"), r)
 	if err != nil {
 		s.refuse(c, problemOf(err, CodeFailed))
 		return
 	}
-	c.JSON(http.StatusOK, proof)
+	c.JSON(http.StatusOK, comparison)
 }
 
 // evidence answers with the newest report as it was sealed.

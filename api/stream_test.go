@@ -160,7 +160,7 @@ func TestClient(t *testing.T) {
 	if err := c.Do(t.Context(), "shop", migrate.Command{Verb: migrate.Promote}); !errors.Is(err, migrate.ErrNotNow) || hint.Of(err) != "resume it" || err.Error() != "promote: not possible now: it failed" {
 		t.Errorf("refused command: %v, hint %q", err, hint.Of(err))
 	}
-	if p, err := c.Verify(t.Context(), "shop"); !errors.Is(err, migrate.ErrNotNow) {
+	if p, err := c.Verify(t.Context(), "shop", VerifyRequest{}); !errors.Is(err, migrate.ErrNotNow) {
 		t.Errorf("refused Verify = %+v, %v", p, err)
 	}
 	if _, err := c.Start(t.Context(), StartRequest{YAML: "name: x", Params: map[string]string{"a": "b"}}); err != nil {

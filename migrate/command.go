@@ -77,7 +77,12 @@ func (m *Migration) obey(v Verb) {
 		if l, ok := m.mu.live.link.(Recopier); ok {
 			l.Wake()
 		}
-	case Approve, Pause, Promote, Rollback, Complete:
+	case ResumeVerify:
+		if m.mu.goOn != nil {
+			close(m.mu.goOn)
+			m.mu.goOn = nil
+		}
+	case Approve, Pause, Promote, Rollback, Complete, PauseVerify:
 	}
 	m.changedLocked()
 }
@@ -128,6 +133,17 @@ func (m *Migration) refuseLocked(s *state, v Verb) string {
 		}
 	case Resync:
 		return m.refuseResyncLocked(s, switching)
+	case PauseVerify:
+		if s.held != nil {
+			return "comparisons are paused already, by " + s.held.By
+		}
+		if m.mu.comparisons == 0 {
+			return "no comparison runs"
+		}
+	case ResumeVerify:
+		if s.held == nil {
+			return "no comparison is paused"
+		}
 	default:
 		return "no such verb"
 	}
@@ -191,7 +207,7 @@ func (m *Migration) refuseRollbackLocked(s *state) string {
 // possibleLocked is the hint of a refusal: what would not be refused.
 func (m *Migration) possibleLocked(s *state) string {
 	var can []string
-	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync} {
+	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync, PauseVerify, ResumeVerify} {
 		if m.refuseLocked(s, v) == "" {
 			can = append(can, string(v))
 		}
@@ -241,7 +257,7 @@ func (m *Migration) obeyed(ctx context.Context, v Verb, before state) error {
 			}
 			return false, m.stoppedLocked(s, l)
 		})
-	case Approve, Resume:
+	case Approve, Resume, PauseVerify, ResumeVerify:
 	}
 	return nil
 }

@@ -188,9 +188,12 @@ type Loader interface {
 
 // A Proof is the result of a comparison of both sides at one instant.
 type Proof struct {
-	Kind        string        `json:"kind"` // "exact" or "delta"
-	LSN         change.LSN    `json:"lsn"`  // the instant, in the owner's WAL
-	Time        time.Time     `json:"time"`
+	Kind string     `json:"kind"` // "exact" or "delta"
+	LSN  change.LSN `json:"lsn"`  // the instant, in the owner's WAL
+	// Since is the earliest instant of a comparison that was paused for long: what is touched after it
+	// has to be compared by a delta. LSN is the last one. 0: there is one instant only.
+	Since       change.LSN    `json:"since,omitempty"`
+	Time        time.Time     `json:"time"` // of the earliest instant
 	Tables      int           `json:"tables"`
 	Rows        int64         `json:"rows"`        // compared on the owner's side
 	Keys        int64         `json:"keys"`        // delta: keys touched since the proof it builds on

@@ -34,7 +34,9 @@ type Migration struct {
 		running bool
 		ran     bool // Run was called: a failure is its result, not one that it will go on from
 		// interrupt ends the step that is running; nil while none may be interrupted.
-		interrupt context.CancelCauseFunc
+		interrupt   context.CancelCauseFunc
+		comparisons int           // that run
+		goOn        chan struct{} // closed when comparisons that are paused may go on; nil: nobody waits
 		// depose ends Run because another process took over; nil outside Run.
 		depose context.CancelCauseFunc
 	}
@@ -119,6 +121,9 @@ func (m *Migration) drive(ctx context.Context, err error) error {
 	}
 	if err == nil {
 		err = m.reconcile(ctx)
+	}
+	if m.snapshot().phase != Verifying { // else it begins again what was paused
+		m.unhold()
 	}
 	for {
 		switch {

@@ -37,4 +37,7 @@ const (
 	Complete Verb = "complete"
 	Cancel   Verb = "cancel"
 	Resync   Verb = "resync"
+	// PauseVerify and ResumeVerify are about comparisons that run, and leave the migration alone.
+	PauseVerify  Verb = "pause-verify"
+	ResumeVerify Verb = "resume-verify"
 )

@@ -94,10 +94,12 @@ type state struct {
 	err, hint  string
 
 	paused    bool
-	wish      Verb   // rollback, complete or cancel, asked for and not yet done
-	goOn      bool   // "promote" was said: Until no longer holds
-	parked    string // what a person must do first, after a failure
-	undone    int    // promotions that undid themselves, in a row
+	held      *Hold     // comparisons are paused
+	heldAt    time.Time // when they were paused or went on last
+	wish      Verb      // rollback, complete or cancel, asked for and not yet done
+	goOn      bool      // "promote" was said: Until no longer holds
+	parked    string    // what a person must do first, after a failure
+	undone    int       // promotions that undid themselves, in a row
 	approvals []consent
 	asked     []Ask // for which tables somebody wants to be copied anew, oldest first
 
@@ -244,6 +246,10 @@ func (s *state) applyCommand(r record) {
 		s.paused = true
 	case Resume:
 		s.paused, s.parked, s.err, s.hint = false, "", "", ""
+	case PauseVerify:
+		s.held, s.heldAt = &Hold{By: r.Actor, Since: r.Time}, r.Time
+	case ResumeVerify:
+		s.held, s.heldAt = nil, r.Time
 	case Promote:
 		s.goOn, s.parked, s.undone, s.err, s.hint = true, "", 0, "", ""
 	case Rollback, Complete, Cancel:

@@ -28,19 +28,21 @@ type Status struct {
 	Owner Side  `json:"owner"`
 	Epoch int64 `json:"epoch"`
 
-	Tables     []TableProgress `json:"tables,omitempty"`
-	Copied     *Copied         `json:"copied,omitempty"`
-	Build      *Build          `json:"build,omitempty"`   // indexes and constraints after the load
-	Checked    *Progress       `json:"checked,omitempty"` // of a comparison that runs
-	Recopy     *Recopy         `json:"recopy,omitempty"`  // tables that are being copied anew while the link stands
-	Lag        *Lag            `json:"lag,omitempty"`
-	Gates      []GateState     `json:"gates,omitempty"`
-	Proof      *Proof          `json:"proof,omitempty"`       // the newest exact one
-	FenceProof *Proof          `json:"fence_proof,omitempty"` // the delta proof of the last promotion
-	ReadsOn    int             `json:"reads_percent"`         // of read-only traffic, on the side that does not own
-	Blockers   []Blocker       `json:"blockers,omitempty"`    // writers that a closing fence waits for
-	Promotions []Promotion     `json:"promotions,omitempty"`  // oldest first, rollbacks included
-	Phases     []PhaseTime     `json:"phases"`                // how long each took, in order
+	Tables  []TableProgress `json:"tables,omitempty"`
+	Copied  *Copied         `json:"copied,omitempty"`
+	Build   *Build          `json:"build,omitempty"`   // indexes and constraints after the load
+	Checked *Progress       `json:"checked,omitempty"` // of a comparison that runs
+	// ComparisonPaused says that comparisons wait, though one may run, and by whose wish.
+	ComparisonPaused *Hold       `json:"comparison_paused,omitempty"`
+	Recopy           *Recopy     `json:"recopy,omitempty"` // tables that are being copied anew while the link stands
+	Lag              *Lag        `json:"lag,omitempty"`
+	Gates            []GateState `json:"gates,omitempty"`
+	Proof            *Proof      `json:"proof,omitempty"`       // the newest exact one
+	FenceProof       *Proof      `json:"fence_proof,omitempty"` // the delta proof of the last promotion
+	ReadsOn          int         `json:"reads_percent"`         // of read-only traffic, on the side that does not own
+	Blockers         []Blocker   `json:"blockers,omitempty"`    // writers that a closing fence waits for
+	Promotions       []Promotion `json:"promotions,omitempty"`  // oldest first, rollbacks included
+	Phases           []PhaseTime `json:"phases"`                // how long each took, in order
 
 	Rollback RollbackVerdict `json:"rollback"`
 }

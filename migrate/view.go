@@ -44,16 +44,6 @@ type Progress struct {
 	Left time.Duration `json:"left_ns,omitempty"` // at this rate; 0 while it is not known
 }
 
-// newProgress is Progress with the rate since start, and the time that is left at this rate.
-func newProgress(start time.Time, done, total int64) *Progress {
-	p := &Progress{Done: done, Total: total}
-	if took := time.Since(start).Seconds(); took > 0 && done > 0 {
-		p.Rate = int64(float64(done) / took)
-		p.Left = time.Duration(float64(max(0, total-done)) / float64(done) * took * float64(time.Second))
-	}
-	return p
-}
-
 // Status returns all there is to show, at this moment. It shares nothing with the Migration.
 func (m *Migration) Status() Status {
 	var warnings []string
@@ -68,7 +58,7 @@ func (m *Migration) Status() Status {
 		Seq: s.seq, Phase: s.phase, Step: s.step, WaitingFor: l.waitingFor, Paused: s.paused, Running: m.mu.running,
 		Error: s.err, Hint: s.hint, Warnings: warnings, StartedAt: s.startedAt, PhaseSince: s.phaseSince,
 		Owner: s.owner, Epoch: s.epoch,
-		Tables: slices.Clone(l.tables), Copied: s.copied, Build: copied(l.build), Checked: copied(l.checked), Lag: copied(l.lag),
+		Tables: slices.Clone(l.tables), Copied: s.copied, Build: copied(l.build), Checked: copied(l.checked), ComparisonPaused: copied(s.held), Lag: copied(l.lag),
 		Gates: slices.Clone(l.gates), Proof: s.proof, FenceProof: s.fenceProof, Blockers: slices.Clone(l.blockers),
 		ReadsOn: s.reads, Promotions: s.promotions, Phases: s.phases,
 	}

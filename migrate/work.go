@@ -133,10 +133,12 @@ func (m *Migration) prove(ctx context.Context, _ *attempt) error {
 
 // proveExact compares everything over the link that runs from owner.
 func (m *Migration) proveExact(ctx context.Context, owner Side) error {
-	start := time.Now()
-	p, err := m.cfg.Verifier.Exact(ctx, owner, func(done, total int64) {
-		m.update(func(l *live) { l.checked = newProgress(start, done, total) })
+	var p Proof
+	err := m.compare(func(progress func(done, total int64)) (err error) {
+		p, err = m.cfg.Verifier.Exact(ctx, owner, progress)
+		return err
 	})
+	m.unholdAfter(ctx)
 	if err != nil {
 		return fmt.Errorf("compare the databases: %w", err)
 	}
@@ -160,7 +162,7 @@ func (m *Migration) proved(p Proof, owner Side, fenced bool) error {
 		where = ", for example " + p.Samples[0]
 	}
 	return hint.Wrap(fmt.Errorf("%w: %d differences in %d rows%s", ErrDifferences, p.Differences, p.Rows, where),
-		"ficus verify with --source and --target shows the rows, and with --repair writes the SQL that mends the side that does not own the data; then: ficus promote %s", m.cfg.Name)
+		"ficus verify %[1]s --evidence FILE shows the rows, and with --repair FILE --apply mends the side that does not own the data; then: ficus promote %[1]s", m.cfg.Name)
 }
 
 func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {

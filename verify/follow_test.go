@@ -14,6 +14,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
 )
@@ -148,9 +149,15 @@ func load(ctx context.Context, conn *pgx.Conn, seed uint64) error {
 			case 1:
 				sql = fmt.Sprintf("INSERT INTO %s VALUES (%d, %d, NULL) ON CONFLICT DO NOTHING", table, id, seed)
 			}
-			if _, err := tx.Exec(context.WithoutCancel(ctx), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-				return errors.Join(err, tx.Rollback(context.WithoutCancel(ctx)))
+			if _, err = tx.Exec(context.WithoutCancel(ctx), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+				break
 			}
+		}
+		if err != nil {
+			if gone := tx.Rollback(context.WithoutCancel(ctx)); gone != nil || pg.Code(err) != "40P01" { // two of them in each other's way
+				return errors.Join(err, gone)
+			}
+			continue
 		}
 		if err := tx.Commit(context.WithoutCancel(ctx)); err != nil {
 			return err

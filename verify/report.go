@@ -64,6 +64,10 @@ type Report struct {
 	// was resumed; the last is LSN.
 	Instants []Instant `json:"instants,omitempty"`
 
+	// Following says that the target follows: a sequence of it that is behind is no difference. It moves
+	// now and then, and when the target becomes the owner.
+	Following bool `json:"following,omitempty"`
+
 	Definitions []DefinitionDifference `json:"definitions"` // nil when they were not compared
 	Sequences   []SequenceReport       `json:"sequences"`   // nil when they were not compared
 
@@ -142,14 +146,19 @@ func (r *Report) finish(start time.Time) {
 	r.Elapsed = time.Since(start)
 }
 
+// Earliest returns the first of the instants at which tables were compared.
+func (r *Report) Earliest() Instant {
+	if len(r.Instants) > 0 {
+		return r.Instants[0]
+	}
+	return Instant{LSN: r.LSN, At: r.At, SameInstant: r.SameInstant, Tables: len(r.Tables)}
+}
+
 // Verdict tells what the report comes to.
 func (r *Report) Verdict() Verdict {
-	standing, behind := r.SameInstant, false
+	standing, behind := r.SameInstant, r.Behind() > 0 && !r.Following
 	for i := range r.Tables {
 		standing = standing || r.Tables[i].Standing > 0
-	}
-	for i := range r.Sequences {
-		behind = behind || !r.Sequences[i].Ahead
 	}
 	switch {
 	case r.Differences > 0 && standing, behind, r.Matters() > 0:
@@ -158,6 +167,16 @@ func (r *Report) Verdict() Verdict {
 		return Unknown
 	}
 	return Equal
+}
+
+// Behind counts the sequences that are not ahead.
+func (r *Report) Behind() (n int) {
+	for i := range r.Sequences {
+		if !r.Sequences[i].Ahead {
+			n++
+		}
+	}
+	return n
 }
 
 // Matters counts the differences between definitions that matter.

@@ -62,7 +62,11 @@ func (p *printer) beyondRows(r *Report) {
 		case q.Target == "":
 			p.printf("sequence %s: not on the target\n", q.Sequence.Display())
 		case !q.Ahead:
-			p.printf("sequence %s: behind: the next value is %s on the target, %s on the source\n", q.Sequence.Display(), q.Target, q.Source)
+			why := ""
+			if r.Following {
+				why = "; it moves now and then, and when the target becomes the owner"
+			}
+			p.printf("sequence %s: behind: the next value is %s on the target, %s on the source%s\n", q.Sequence.Display(), q.Target, q.Source, why)
 		}
 	}
 }

@@ -252,6 +252,7 @@ func TestVerdict(t *testing.T) {
 		{"definition that matters", Report{SameInstant: true, Definitions: []DefinitionDifference{{Matters: true}}}, Different},
 		{"definition that does not", Report{SameInstant: true, Definitions: []DefinitionDifference{{}}}, Equal},
 		{"sequence behind", Report{SameInstant: true, Sequences: []SequenceReport{{}}}, Different},
+		{"sequence of a follower behind", Report{SameInstant: true, Following: true, Sequences: []SequenceReport{{}}}, Equal},
 		{"sequence ahead", Report{SameInstant: true, Sequences: []SequenceReport{{Ahead: true}}}, Equal},
 	} {
 		if got := tt.r.Verdict(); got != tt.want {

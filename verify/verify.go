@@ -193,7 +193,7 @@ func (s *Session) limit() int { return max(s.cfg.MaxSamples, s.cfg.Repairs) }
 // newReport starts a report of the instant that was frozen.
 func (s *Session) newReport(kind Kind, at instant) *Report {
 	return &Report{
-		Kind: kind, LSN: at.lsn, At: at.time, SameInstant: at.same, Paused: at.paused, Seed: s.seed,
+		Kind: kind, Following: s.cfg.Follower != nil, LSN: at.lsn, At: at.time, SameInstant: at.same, Paused: at.paused, Seed: s.seed,
 		Source: s.nodes[source].describe(), Target: s.nodes[target].describe(),
 		Program: s.cfg.Program, Name: s.cfg.Name, Workers: s.cfg.Workers, ChunkRows: s.cfg.ChunkRows, Masked: !s.cfg.ShowValues,
 		Tables: []TableReport{}, Uncovered: []string{},

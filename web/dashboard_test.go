@@ -378,8 +378,8 @@ func (s *shop) Do(_ context.Context, _ string, c migrate.Command) error {
 	return s.refusal
 }
 
-func (s *shop) Verify(context.Context, string) (migrate.Proof, error) {
-	return migrate.Proof{}, migrate.ErrNotNow
+func (s *shop) Verify(context.Context, string, api.VerifyRequest) (api.Comparison, error) {
+	return api.Comparison{}, migrate.ErrNotNow
 }
 
 func (s *shop) Evidence(context.Context, string) ([]byte, error) { return nil, api.ErrNotFound }

@@ -171,6 +171,12 @@ func (a *app) showStatus(s migrate.Status) {
 		}
 		rows = append(rows, []string{"  gate " + g.Name, fmt.Sprintf("%s: %s (wanted: %s)", state, g.Measured, g.Wanted)})
 	}
+	if c := s.Checked; c != nil {
+		rows = append(rows, []string{"  comparing", fmt.Sprintf("%s of about %s rows, %s/s, %s left", units.Count(c.Done), units.Count(c.Total), units.Count(c.Rate), units.Duration(c.Left.Round(time.Second)))})
+	}
+	if p := s.ComparisonPaused; p != nil {
+		rows = append(rows, []string{"  paused", fmt.Sprintf("comparisons, by %s, %s ago; they go on with: ficus verify %s --resume", p.By, units.Duration(time.Since(p.Since)), s.Name)})
+	}
 	if p := s.Proof; p != nil {
 		rows = append(rows, []string{"  proof", fmt.Sprintf("%s rows at %s, %d differences, %s ago", units.Count(p.Rows), p.LSN, p.Differences, units.Duration(time.Since(p.Time)))})
 	}

@@ -193,21 +193,25 @@ func (m *manager) Do(ctx context.Context, name string, c migrate.Command) error 
 }
 
 // Verify implements [api.Service].
-func (m *manager) Verify(ctx context.Context, name string) (migrate.Proof, error) {
+func (m *manager) Verify(ctx context.Context, name string, r api.VerifyRequest) (c api.Comparison, err error) {
 	e, err := m.engine(name)
 	if err != nil {
-		return migrate.Proof{}, err
+		return api.Comparison{}, err
 	}
 	s := e.migration.Status()
 	switch s.Phase {
 	case migrate.Following, migrate.Verifying, migrate.ReadsSwitched, migrate.Promoted, migrate.RolledBack:
 		if s.Running && !s.Paused {
-			return e.verifier.Exact(ctx, s.Owner, func(int64, int64) {})
+			err = e.migration.Compare(func(progress func(done, total int64)) (err error) {
+				c, err = e.verifier.compare(ctx, s.Owner, r, progress)
+				return err
+			})
+			return c, err
 		}
 	case migrate.Pending, migrate.Preparing, migrate.Copying, migrate.CatchingUp, migrate.Promoting, migrate.RollingBack,
 		migrate.Completed, migrate.Cancelled, migrate.Failed:
 	}
-	return migrate.Proof{}, hint.Wrap(fmt.Errorf("verify %s in phase %s: %w", name, s.Phase, migrate.ErrNotNow),
+	return api.Comparison{}, hint.Wrap(fmt.Errorf("verify %s in phase %s: %w", name, s.Phase, migrate.ErrNotNow),
 		"it needs a running link: wait until %s follows, or give --source and --target to compare the databases as they stand", name)
 }
 

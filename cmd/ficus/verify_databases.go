@@ -12,8 +12,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/ficus-migrate/ficus/internal/hint"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/units"
+	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/verify"
 )
 
@@ -40,6 +44,9 @@ func (a *app) verifyDatabases(ctx context.Context, j *job, f *verifyFlags) error
 		cfg.Definitions, cfg.Sequences = true, j.plan.Forward.Sequences
 	}
 	if f.repair != "" {
+		if err := refuseFollowing(ctx, j.source, j.target); err != nil {
+			return err
+		}
 		cfg.Repairs = maxRepairs
 	}
 	if f.checkpoint != "" {
@@ -134,12 +141,25 @@ func (a *app) pace() func(done, total int64) {
 		}
 		last = time.Now()
 		p := verify.NewPace(start, done, total)
-		if a.json {
-			a.line("progress", map[string]any{"done": p.Done, "total": p.Total, "rows_per_second": p.Rate, "seconds_left": p.Left.Seconds()}, "")
-			return
-		}
-		fmt.Fprintf(a.stderr, "\r\x1b[K%s of about %s rows, %s/s, %s left\r", units.Count(p.Done), units.Count(p.Total), units.Count(int64(p.Rate)), units.Duration(p.Left.Round(time.Second)))
+		a.showPace(p.Done, p.Total, p.Rate, p.Left, nil)
 	}
+}
+
+// showPace shows how far a comparison is, and who paused it.
+func (a *app) showPace(done, total int64, rate float64, left time.Duration, held *migrate.Hold) {
+	if a.json {
+		line := map[string]any{"done": done, "total": total, "rows_per_second": rate, "seconds_left": left.Seconds()}
+		if held != nil {
+			line["paused_by"] = held.By
+		}
+		a.line("progress", line, "")
+		return
+	}
+	text := fmt.Sprintf("%s of about %s rows, %s/s, %s left", units.Count(done), units.Count(total), units.Count(int64(rate)), units.Duration(left.Round(time.Second)))
+	if held != nil {
+		text = fmt.Sprintf("%s of about %s rows, paused by %s", units.Count(done), units.Count(total), held.By)
+	}
+	fmt.Fprintf(a.stderr, "\r\x1b[K%s\r", text)
 }
 
 // goOn makes a comparison one that goes on with what a file says, and keeps the file.
@@ -256,6 +276,41 @@ func (a *app) repair(ctx context.Context, s *verify.Session, report *verify.Repo
 		return &statusError{status: exitNo} // what SQL for rows does not mend
 	}
 	return nil
+}
+
+// refuseFollowing refuses to mend a database that a migration follows into: what is on its way would be
+// taken for wrong, and the link would find rows there that it did not make.
+func refuseFollowing(ctx context.Context, source, target pg.DSN) error {
+	var names [2]string
+	for i, dsn := range []pg.DSN{source, target} {
+		name, err := migrationOf(ctx, dsn)
+		if err != nil {
+			return err
+		}
+		names[i] = name
+	}
+	if names[0] == "" || names[0] != names[1] {
+		return nil
+	}
+	return hint.Wrap(fmt.Errorf("nothing is mended: migration %s keeps one of the databases in step with the other, and rows may be on their way", names[0]),
+		"ficus verify %[1]s --repair FILE --apply mends at one instant, while it follows; where it has stopped over a row: ficus resync %[1]s TABLE", names[0])
+}
+
+// migrationOf returns the migration that a database belongs to, "" where there is none.
+func migrationOf(ctx context.Context, dsn pg.DSN) (name string, err error) {
+	conn, err := dsn.Connect(ctx, "verify")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	err = conn.QueryRow(ctx, `SELECT migration FROM ficus.ownership`).Scan(&name)
+	switch code := pg.Code(err); {
+	case code == pg.CodeUndefinedTable, code == "3F000", errors.Is(err, pgx.ErrNoRows): // no such schema
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("look whether %s belongs to a migration: %w", dsn, err)
+	}
+	return name, nil
 }
 
 // say prints what only people read.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -127,6 +128,137 @@ func TestVerifyMigrationKeepsEvidence(t *testing.T) {
 			t.Errorf("status %d, %v, want digest %v after %v", status, check, out["digest"], before)
 		}
 		before = check["digest"]
+	}
+	p.stop(os.Interrupt)
+}
+
+// A follower is mended while a client writes to the owner: the rows that a stranger damaged are right
+// afterwards, the link goes on over them, and the journal says who asked; the same databases, given by
+// their addresses, are refused. Catches: mending over a live link by a comparison of its own, a watch that
+// takes the mending for a stranger's, definitions that are not compared.
+func TestVerifyMendsAFollower(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, v text, n int DEFAULT 0); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i`)
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "live.yaml")
+	name := nameFor(source)
+	must(t, os.WriteFile(file, fmt.Appendf(nil, "name: live\nsource: %q\ntarget: %q\nfollow: {verify: live}\n", source.URL, target.URL), 0o600))
+	gateway, api := freeAddrs(t)
+	p := ficus(t, dir, "run", "-f", file, "--name", name, "--source", source.URL, "--target", target.URL, "--listen", api, "--gateway-listen", gateway, "--until", "following", "--yes")
+	p.line("phase", map[string]any{"phase": "following"})
+	pgtest.Eventually(t, "a slot that watches the target", func() bool {
+		return target.Int(t, "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'ficus_watch_%' AND database = current_database() AND confirmed_flush_lsn IS NOT NULL") == 1
+	})
+	sql := filepath.Join(dir, "mend.sql")
+	verify := func(more ...string) (map[string]any, int) {
+		t.Helper()
+		return once(t, dir, append([]string{"verify", name, "--api", "http://" + api}, more...)...)
+	}
+
+	ctx, stop := context.WithCancel(t.Context())
+	conn, written := source.Conn(t), make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := conn.Exec(context.WithoutCancel(ctx), `UPDATE public.t SET n = n + 1 WHERE id % 100 = 7`); err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- nil
+	}()
+	target.Exec(t, `SET session_replication_role = replica; UPDATE t SET v = 'stranger' WHERE id IN (7, 8)`)
+	if out, status := verify(); status != 1 || out["verdict"] != "different" || number(out["differences"]) == 0 {
+		t.Errorf("damaged: status %d, %v", status, out)
+	}
+	if out, status := verify("--repair", sql); status != 1 || out["mended"] != nil {
+		t.Errorf("written down: status %d, %v", status, out)
+	}
+	if text, err := os.ReadFile(sql); err != nil || !strings.Contains(string(text), "stranger") {
+		t.Errorf("%s, %v", text, err)
+	}
+	refused(t, dir, 3, "nothing is mended", "--apply mends at one instant", append(append([]string{"verify"}, pair(source.URL, target.URL)...), "--repair", sql, "--apply")...)
+	target.Exec(t, `SET session_replication_role = replica; UPDATE t SET v = 'stranger' WHERE id IN (7, 8); DELETE FROM t WHERE id = 9; INSERT INTO t VALUES (5000, 'x')`)
+	out, status := verify("--repair", sql, "--apply")
+	mended, _ := out["mended"].(map[string]any)
+	if status != 0 || number(mended["rows"]) < 3 {
+		t.Errorf("mended: status %d, %v", status, out)
+	}
+	stop()
+	must(t, <-written)
+	if out, status := verify(); status != 0 || out["verdict"] != "equal" {
+		t.Errorf("afterwards: status %d, %v", status, out)
+	}
+	told := strings.Count(p.text(), "somebody else wrote")
+	if told == 0 || strings.Contains(p.text(), "id=7 and") && told > 3 {
+		t.Errorf("%d warnings of strangers in\n%s", told, p.text())
+	}
+	if !strings.Contains(p.text(), "rows mended at") {
+		t.Errorf("the journal does not tell of it:\n%s", p.text())
+	}
+	target.Exec(t, `SET session_replication_role = replica; ALTER TABLE t ALTER v SET DEFAULT 'y'`)
+	if out, status := verify(); status != 1 || number(out["definitions"]) != 1 || number(out["differences"]) != 0 {
+		t.Errorf("another definition: status %d, %v", status, out)
+	}
+	if out, status := verify("--rows-only"); status != 0 {
+		t.Errorf("rows only: status %d, %v", status, out)
+	}
+	p.stop(os.Interrupt)
+}
+
+// A comparison of a migration is paused by one person and resumed by another, in sight. Catches: a pause
+// that is not shown, or that nobody waits for.
+func TestVerifyPause(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)`)
+	dir, name := t.TempDir(), nameFor(source)
+	gateway, api := freeAddrs(t)
+	p := ficus(t, dir, append([]string{"run", "upgrade", "--name", name, "--yes", "--until", "following", "--gateway-listen", gateway, "--listen", api}, pair(source.URL, target.URL)...)...)
+	p.line("phase", map[string]any{"phase": "following"})
+	url := []string{"--api", "http://" + api}
+	refused(t, dir, 3, "no comparison runs", "", append([]string{"verify", name, "--pause"}, url...)...)
+
+	lock := target.Conn(t)
+	for _, sql := range []string{"BEGIN", "LOCK TABLE public.t"} { // it cannot read on before it is paused
+		_, err := lock.Exec(t.Context(), sql)
+		must(t, err)
+	}
+	type result struct {
+		out    map[string]any
+		status int
+	}
+	done := make(chan result, 1)
+	go func() {
+		out, status := once(t, dir, append([]string{"verify", name, "--rows-only"}, url...)...)
+		done <- result{out, status}
+	}()
+	pgtest.Eventually(t, "a pause", func() bool {
+		_, status := once(t, dir, append([]string{"verify", name, "--pause"}, url...)...)
+		return status == 0
+	})
+	_, err := lock.Exec(t.Context(), "ROLLBACK")
+	must(t, err)
+	status := func() map[string]any {
+		out, _ := once(t, dir, append([]string{"status", name}, url...)...)
+		return out
+	}
+	if held, _ := status()["comparison_paused"].(map[string]any); held["by"] == "" || held["by"] == nil {
+		t.Errorf("status: %v", status())
+	}
+	pgtest.Eventually(t, "snapshots that wait", func() bool {
+		return source.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ficus/verify' AND datname = current_database() AND state = 'idle in transaction'`) > 0
+	})
+	select {
+	case r := <-done:
+		t.Errorf("it did not wait: %v", r)
+	default:
+	}
+	once(t, dir, append([]string{"verify", name, "--resume"}, url...)...)
+	if r := <-done; r.status != 0 || r.out["verdict"] != "equal" {
+		t.Errorf("status %d, %v", r.status, r.out)
+	}
+	if status()["comparison_paused"] != nil {
+		t.Errorf("status: %v", status())
 	}
 	p.stop(os.Interrupt)
 }

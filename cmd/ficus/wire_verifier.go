@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/backoff"
@@ -107,17 +108,24 @@ func (v *verifier) pair(from, to pg.DSN, mappings []transform.Mapping) verify.Co
 	}
 }
 
-// Exact implements [migrate.Verifier]. A comparison that the following of DDL interrupts, or makes
-// worthless, begins again for as long as the migration goes on; only the forward link follows DDL.
+// Exact implements [migrate.Verifier].
 func (v *verifier) Exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
+	c, err := v.compare(ctx, owner, api.VerifyRequest{RowsOnly: true}, progress)
+	return c.Proof, err
+}
+
+// compare compares everything at one instant, and mends when it is asked to. A comparison that the
+// following of DDL interrupts, or makes worthless, begins again for as long as the migration goes on;
+// only the forward link follows DDL.
+func (v *verifier) compare(ctx context.Context, owner migrate.Side, r api.VerifyRequest, progress func(done, total int64)) (api.Comparison, error) {
 	for {
-		p, err := v.exact(ctx, owner, progress)
+		c, err := v.compareOnce(ctx, owner, r, progress)
 		s := v.engine.migration.Status()
 		if owner != migrate.Source || !interruptedByDDL(err) || !s.Running || s.Paused || s.Error != "" {
-			return p, err
+			return c, err
 		}
 		if err := backoff.Sleep(ctx, 200*time.Millisecond); err != nil {
-			return migrate.Proof{}, err
+			return api.Comparison{}, err
 		}
 	}
 }
@@ -127,23 +135,45 @@ func interruptedByDDL(err error) bool {
 	return ddl.Interrupted(err) || errors.Is(err, errDDLMeanwhile)
 }
 
-func (v *verifier) exact(ctx context.Context, owner migrate.Side, progress func(done, total int64)) (migrate.Proof, error) {
-	began := v.changes()
+func (v *verifier) compareOnce(ctx context.Context, owner migrate.Side, r api.VerifyRequest, progress func(done, total int64)) (api.Comparison, error) {
+	began, epoch := v.changes(), v.engine.migration.Status().Epoch
 	cfg, l := v.config(owner)
-	cfg.Follower, cfg.Progress = turns{l, v.turn}, progress
-	report, err := verify.Run(ctx, cfg)
-	if v.changes() != began {
-		return migrate.Proof{}, errors.Join(errDDLMeanwhile, err)
-	}
-	if err != nil {
-		return migrate.Proof{}, err
-	}
-	if report.Differences == 0 {
-		if err := v.prove(owner, report.LSN, l); err != nil {
-			return migrate.Proof{}, err
+	cfg.Follower, cfg.Progress, cfg.Held = turns{l, v.turn}, progress, v.engine.migration.ComparisonHeld
+	if !r.RowsOnly {
+		cfg.Definitions = true
+		if owner == migrate.Source { // the way back knows them by other names
+			cfg.Sequences = v.engine.current().Forward.Sequences
 		}
 	}
-	return v.proof(report, false)
+	if r.Repair || r.Apply {
+		cfg.Repairs, cfg.Mark = maxLiveRepairs, markSQL
+	}
+	s, err := verify.Open(ctx, cfg)
+	if err != nil {
+		return api.Comparison{}, err
+	}
+	defer s.Close()
+	report, err := s.Exact(ctx)
+	if v.changes() != began {
+		return api.Comparison{}, errors.Join(errDDLMeanwhile, err)
+	}
+	if err != nil {
+		return api.Comparison{}, err
+	}
+	if v.engine.migration.Status().Epoch != epoch { // it was paused for that long
+		return api.Comparison{}, fmt.Errorf("the owner changed during the comparison: %w", migrate.ErrNotNow)
+	}
+	if report.Differences == 0 {
+		if err := v.prove(owner, report.Earliest().LSN, l); err != nil {
+			return api.Comparison{}, err
+		}
+	}
+	p, err := v.proof(report, false)
+	if err != nil {
+		return api.Comparison{}, err
+	}
+	c := api.Comparison{Proof: p, Verdict: string(report.Verdict()), Definitions: report.Matters(), SequencesBehind: report.Behind()}
+	return c, v.repair(ctx, s, report, r, &c)
 }
 
 // Delta implements [migrate.Verifier].
@@ -223,6 +253,10 @@ func (v *verifier) fencedDelta(ctx context.Context, owner migrate.Side, cfg veri
 
 // prove records that both sides were equal at lsn, and forgets what was touched before.
 func (v *verifier) prove(owner migrate.Side, lsn change.LSN, l *link.Link) error {
+	// One that was paused may end after one that began later.
+	if b, ok, err := v.base(owner); err != nil || ok && b.LSN > lsn {
+		return err
+	}
 	if err := v.setBase(owner, base{lsn}); err != nil {
 		return err
 	}
@@ -326,6 +360,9 @@ func proof(r *verify.Report) migrate.Proof {
 	p := migrate.Proof{
 		Kind: string(r.Kind), LSN: r.LSN, Time: r.At, Tables: len(r.Tables), Rows: r.Rows, Keys: r.Keys,
 		Differences: r.Differences, Elapsed: r.Elapsed, Paused: r.Paused, Uncovered: r.Uncovered, Digest: r.Digest,
+	}
+	if first := r.Earliest(); first.LSN != r.LSN {
+		p.Since, p.Time = first.LSN, first.At
 	}
 	const samples = 10
 	for _, t := range r.Tables {
