@@ -3,6 +3,8 @@ package pg
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,7 +51,14 @@ func AwaitSnapshot(ctx context.Context, conn *pgx.Conn) error {
 
 // ending counts the transactions that a snapshot takes for ended and that are not, in whatever snapshot
 // conn is: locks know none. They name an id by its lower half; the upper is that of the snapshot's end.
+//
+// A slot's snapshot may begin after its end: what is older than its beginning has ended in any case.
 func ending(ctx context.Context, conn *pgx.Conn, snapshot string) (n int, err error) {
+	begin, rest, _ := strings.Cut(snapshot, ":")
+	end, running, _ := strings.Cut(rest, ":")
+	if b, e := xid(begin), xid(end); b > e {
+		snapshot = begin + ":" + begin + ":" + running
+	}
 	err = conn.QueryRow(ctx, `
 		SELECT count(*) FROM (SELECT $1::text::pg_snapshot AS s, pg_snapshot_xmax($1::text::pg_snapshot)::text::bigint AS edge) AS b
 		JOIN LATERAL (
@@ -61,4 +70,10 @@ func ending(ctx context.Context, conn *pgx.Conn, snapshot string) (n int, err er
 		return 0, fmt.Errorf("look for transactions that are about to end: %w", err)
 	}
 	return n, nil
+}
+
+// xid is the number of a transaction; 0 where the text is none, which the server then says.
+func xid(text string) uint64 {
+	n, _ := strconv.ParseUint(text, 10, 64)
+	return n
 }
