@@ -2,6 +2,7 @@ package pg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -30,18 +31,23 @@ type Pulse struct {
 }
 
 type heard struct {
-	dsn DSN
-	pid uint32
+	name string
+	dsn  DSN
+	pid  uint32
+	conn *beating
 }
 
 // NewPulse returns a Pulse that gives sessions up on which nothing has moved for that long.
 func NewPulse(timeout time.Duration) *Pulse { return &Pulse{timeout: timeout} }
 
-// Connect is [DSN.Connect] for a session that counts.
-func (p *Pulse) Connect(ctx context.Context, dsn DSN, purpose string, opts ...Option) (*pgx.Conn, error) {
+// Connect is [DSN.Connect] for a session that counts. name is what the operator calls the server; the
+// one that data comes from is connected first.
+func (p *Pulse) Connect(ctx context.Context, dsn DSN, name, purpose string, opts ...Option) (*pgx.Conn, error) {
+	var b *beating // of the attempt that succeeds
 	conn, err := dsn.Connect(ctx, purpose, append(opts, func(cfg *pgx.ConnConfig) {
 		cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
-			return &beating{Conn: c, pulse: p}, nil
+			b = &beating{Conn: c, pulse: p}
+			return b, nil
 		}
 	})...)
 	if err != nil {
@@ -49,7 +55,7 @@ func (p *Pulse) Connect(ctx context.Context, dsn DSN, purpose string, opts ...Op
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mu.sessions = append(p.mu.sessions, heard{dsn, conn.PgConn().PID()})
+	p.mu.sessions = append(p.mu.sessions, heard{name, dsn, conn.PgConn().PID(), b})
 	return conn, nil
 }
 
@@ -63,7 +69,7 @@ func (p *Pulse) Rest() (wake func()) {
 }
 
 // Run calls work, and ends it with a [SilentError] when nothing moves on its sessions any more and no
-// server is at work for one of them. The context of work is cancelled then.
+// server is at work for one of them. The context of work is cancelled then, with that error as its cause.
 func (p *Pulse) Run(ctx context.Context, work func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -78,7 +84,7 @@ func (p *Pulse) Run(ctx context.Context, work func(context.Context) error) error
 	err := work(ctx)
 	stop()
 	watch.Wait()
-	if silent, ok := context.Cause(ctx).(*SilentError); ok && err != nil { //nolint:errorlint // it is given to cancel above, as it is
+	if silent, ok := context.Cause(ctx).(*SilentError); ok && err != nil && !errors.Is(err, silent) { //nolint:errorlint // it is given to cancel above, as it is
 		return silent
 	}
 	return err
@@ -105,7 +111,7 @@ func (p *Pulse) watch(ctx context.Context) error {
 		case busy:
 			p.beat.CompareAndSwap(before, time.Now().UnixNano()) // and asked again after the same time
 		case p.beat.Load() == before:
-			return &SilentError{For: silent}
+			return &SilentError{For: silent, Who: p.awaited()}
 		}
 	}
 }
@@ -125,15 +131,31 @@ func (p *Pulse) atWork(ctx context.Context) bool {
 	return false
 }
 
+// awaited names the server that the work waits for, "" when that is not known. Who receives rows is
+// listened to all the while, for its complaints, so of two it is the first.
+func (p *Pulse) awaited() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.mu.sessions {
+		if s.conn.waiting.Load() > 0 {
+			return s.name
+		}
+	}
+	return ""
+}
+
 // A beating connection tells its pulse of every byte.
 type beating struct {
 	net.Conn
 
-	pulse *Pulse
+	pulse   *Pulse
+	waiting atomic.Int64 // reads and writes that are under way
 }
 
 func (b *beating) Read(data []byte) (int, error) {
+	b.waiting.Add(1)
 	n, err := b.Conn.Read(data)
+	b.waiting.Add(-1)
 	if n > 0 {
 		b.pulse.touch()
 	}
@@ -141,7 +163,9 @@ func (b *beating) Read(data []byte) (int, error) {
 }
 
 func (b *beating) Write(data []byte) (int, error) {
+	b.waiting.Add(1)
 	n, err := b.Conn.Write(data)
+	b.waiting.Add(-1)
 	if n > 0 {
 		b.pulse.touch()
 	}
@@ -150,10 +174,17 @@ func (b *beating) Write(data []byte) (int, error) {
 
 // A SilentError says that connections are dead though nothing has closed them. It counts as a
 // time-out, which a new connection may mend.
-type SilentError struct{ For time.Duration }
+type SilentError struct {
+	For time.Duration
+	Who string // the server that is waited for, as an operator calls it; "" when that is not known
+}
 
 func (e *SilentError) Error() string {
-	return fmt.Sprintf("no answer for %s, and no server is at work: the connection is dead", e.For.Round(time.Second))
+	from := ""
+	if e.Who != "" {
+		from = " from the " + e.Who
+	}
+	return fmt.Sprintf("no answer%s for %s, and no server is at work: the connection is dead", from, e.For.Round(time.Second))
 }
 
 // Timeout marks the error as a time-out, as net.Error has it.

@@ -1,12 +1,16 @@
 package link
 
 import (
+	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/ficus-migrate/ficus/internal/faultpg"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/sync/snapshot"
 	"github.com/ficus-migrate/ficus/sync/source"
 )
 
@@ -50,6 +54,46 @@ func TestTargetSilent(t *testing.T) {
 		t.Errorf("session %d became %d", pid, now)
 	}
 	stop()
+}
+
+// TestCopySilent: a server that goes silent in the middle of COPY is named, with the table. It fails when
+// nobody counts who is waited for, and when the cause is not taken where the table is known.
+func TestCopySilent(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ side, how string }{{"source", "swallows"}, {"target", "swallows"}, {"target", "stalls"}} {
+		t.Run(c.side+" "+c.how, func(t *testing.T) {
+			t.Parallel()
+			f := newFaulty(t, pgtest.DB(t), pgtest.DB(t), `CREATE TABLE public.big (id int PRIMARY KEY, v text)`,
+				`INSERT INTO public.big SELECT i, repeat('x', 500) FROM generate_series(1, 40000) i`) // more than the buffers on the way take
+			f.answer = 500 * time.Millisecond
+			f.open(t)
+			proxy, moves := f.source, faultpg.ToClient
+			if c.side == "target" {
+				proxy, moves = f.target, faultpg.ToServer
+			}
+			proxy.Slow(moves, 2_000_000) // so that there is a middle
+			var copied atomic.Int64
+			ended := make(chan error, 1)
+			go func() {
+				_, err := f.link.Load(context.WithoutCancel(t.Context()), LoadConfig{Workers: 1, ChunkBytes: 1 << 30, Progress: func(p snapshot.Table) {
+					if p.Name.Name == "big" {
+						copied.Store(p.Bytes)
+					}
+				}})
+				ended <- err
+			}()
+			pgtest.Eventually(t, "the middle", func() bool { return copied.Load() > 1<<20 })
+			if c.how == "swallows" {
+				proxy.Freeze()
+			} else {
+				proxy.Stall(moves)
+			}
+			err := <-ended
+			if want := "public.big: no answer from the " + c.side; err == nil || !strings.Contains(err.Error(), want) || !pg.Retryable(err) {
+				t.Errorf("the copy ended with %v, want %q, and that it is tried again", err, want)
+			}
+		})
+	}
 }
 
 // reattach gives a prepared link's engines a changed configuration.

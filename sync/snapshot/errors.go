@@ -25,6 +25,8 @@ func sourceError(err error) error {
 		return hint.Wrap(read, "give the source's role SELECT on the table")
 	case pe.Code == "42P01" || pe.Code == "42703":
 		return hint.Wrap(read, "the table was changed after it was inspected: start again")
+	case pe.Code == "53100":
+		return hint.Wrap(read, "the source's disk is full: make room there and start again; what is copied stays")
 	case strings.HasPrefix(pe.Code, "22"):
 		return hint.Wrap(read, "an expression of this table's rule fails for some row: make it hold for every row, or exclude rows with where")
 	}

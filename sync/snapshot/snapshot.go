@@ -170,12 +170,12 @@ func (c *copier) plan(ctx context.Context) (queue []chunk, err error) {
 
 // prepare looks at both sides, decides how each table goes, and empties those that begin.
 func (c *copier) prepare(ctx context.Context, pulse *pg.Pulse) ([]chunk, error) {
-	src, err := pulse.Connect(ctx, c.cfg.Source, "copy")
+	src, err := pulse.Connect(ctx, c.cfg.Source, "source", "copy")
 	if err != nil {
 		return nil, err
 	}
 	defer closeSession(ctx, src)
-	dst, err := pulse.Connect(ctx, c.cfg.Target, "copy")
+	dst, err := pulse.Connect(ctx, c.cfg.Target, "target", "copy")
 	if err != nil {
 		return nil, err
 	}

@@ -60,6 +60,9 @@ func (c *copier) copyChunks(ctx context.Context, pulse *pg.Pulse, chunks <-chan 
 			}
 		}
 		if err := c.copyChunk(ctx, src, dst, ch); err != nil {
+			if silent, ok := errors.AsType[*pg.SilentError](context.Cause(ctx)); ok {
+				err = silent // rather than what giving the sessions up led to
+			}
 			return fmt.Errorf("%s: %w", ch.table.m.Source.Name.Display(), err)
 		}
 		if ch.table.left.Add(-1) == 0 {
@@ -81,7 +84,7 @@ func (c *copier) copyChunks(ctx context.Context, pulse *pg.Pulse, chunks <-chan 
 // openSource starts a session that reads the snapshot and nothing else.
 func (c *copier) openSource(ctx context.Context, pulse *pg.Pulse) (*reader, error) {
 	src := &reader{relay: newRelay()}
-	conn, err := pulse.Connect(ctx, c.cfg.Source, "copy", src.attach,
+	conn, err := pulse.Connect(ctx, c.cfg.Source, "source", "copy", src.attach,
 		pg.Setting("row_security", "off"),         // an error instead of missing rows
 		pg.Setting("synchronize_seqscans", "off")) // keep the physical order
 	if err != nil {
@@ -103,7 +106,7 @@ func (c *copier) openSource(ctx context.Context, pulse *pg.Pulse) (*reader, erro
 // openTarget starts a session that fires no triggers and does not wait for the disk at each commit;
 // flush makes up for that.
 func (c *copier) openTarget(ctx context.Context, pulse *pg.Pulse) (*pgx.Conn, error) {
-	conn, err := pulse.Connect(ctx, c.cfg.Target, "copy", pg.Setting("synchronous_commit", "off"))
+	conn, err := pulse.Connect(ctx, c.cfg.Target, "target", "copy", pg.Setting("synchronous_commit", "off"))
 	if err != nil {
 		return nil, err
 	}
