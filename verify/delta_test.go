@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -141,4 +142,95 @@ INSERT INTO a (id, v, at) SELECT i, repeat('x', 80), '2024-01-01' FROM generate_
 	if again := dst.Int(t, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'a'"); again != scans {
 		t.Errorf("the table was read from end to end %d times", again-scans)
 	}
+}
+
+// A thousand keys take as many rows, and about as many blocks, whether the table is small or ten times as
+// large: only the index is a level deeper. A table without a key that is too large for it is not read at
+// all. Catches: a plan that reads the table, a look-up that the index does not serve (a key that is cast).
+func TestDeltaDoesNotGrowWithTheTable(t *testing.T) {
+	t.Parallel()
+	const small, large = 40_000, 400_000
+	src, dst := pair(t, fmt.Sprintf(`CREATE TABLE small (id int8 PRIMARY KEY, v text, at date NOT NULL DEFAULT '2024-01-01'); INSERT INTO small SELECT i, repeat('x', 50) FROM generate_series(1, %d) i;
+CREATE TABLE large (LIKE small INCLUDING ALL); INSERT INTO large SELECT i, repeat('x', 50) FROM generate_series(1, %d) i;
+CREATE TABLE keyless (v int); INSERT INTO keyless SELECT generate_series(1, 20000)`, small, large))
+	for _, db := range []*pgtest.Database{src, dst} {
+		db.Exec(t, "VACUUM ANALYZE small")
+		db.Exec(t, "VACUUM ANALYZE large")
+		db.Exec(t, "VACUUM ANALYZE keyless")
+	}
+	cfg := config(t, src, dst)
+	cfg.WholeRows = 10_000
+	s, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, sd := range sides() {
+		cost := map[string]plan{}
+		for _, table := range s.tables {
+			if table.keyed() {
+				cost[table.m.Target.Name] = explain(t, s, sd, table, map[string]int{"small": small, "large": large}[table.m.Target.Name])
+			}
+		}
+		few, many := cost["small"], cost["large"]
+		t.Logf("%s: %+v of %d rows, %+v of %d", sd, few, small, many, large)
+		if few.rows != 1000 || many.rows != 1000 || few.scanned > 1000 || many.scanned > 1000 {
+			t.Errorf("%s: %+v of %d rows, %+v of %d: want a thousand rows of both, found by index", sd, few, small, many, large)
+		}
+		if many.blocks > few.blocks*3/2 {
+			t.Errorf("%s: %d blocks of %d rows, %d of %d", sd, few.blocks, small, many.blocks, large)
+		}
+	}
+	r, err := s.Delta(t.Context(), touched(map[string][][]string{"keyless": {nil}}))
+	if err != nil || len(r.Uncovered) != 1 || r.Rows != 0 {
+		t.Fatalf("keyless: %+v, %v", r, err)
+	}
+	for _, db := range []*pgtest.Database{src, dst} {
+		if n := db.Int(t, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'keyless'"); n != 0 {
+			t.Errorf("the table that is not covered was read %d times", n)
+		}
+	}
+}
+
+// A plan is what a query did: the rows that it returned, those that it read and left out, and the blocks
+// that it looked at.
+type plan struct{ rows, scanned, blocks int }
+
+// explain looks up a thousand keys, spread over a table.
+func explain(t *testing.T, s *Session, sd side, table *table, rows int) (p plan) {
+	t.Helper()
+	keys := make([]string, 1000)
+	for i := range keys {
+		keys[i] = fmt.Sprint(1 + i*(rows/1000))
+	}
+	var raw []byte
+	err := s.nodes[sd].workers[0].QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+table.lookupSQL(sd), keys).Scan(&raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type node struct {
+		Type    string  `json:"Node Type"`
+		Rows    float64 `json:"Actual Rows"`
+		Loops   int     `json:"Actual Loops"`
+		Removed float64 `json:"Rows Removed by Filter"`
+		Hit     int     `json:"Shared Hit Blocks"`
+		Read    int     `json:"Shared Read Blocks"`
+		Plans   []node  `json:"Plans"`
+	}
+	var out []struct{ Plan node }
+	if err := json.Unmarshal(raw, &out); err != nil || len(out) != 1 {
+		t.Fatalf("%s: %v", raw, err)
+	}
+	var walk func(n *node)
+	walk = func(n *node) {
+		if strings.Contains(n.Type, "Scan") && n.Type != "Function Scan" {
+			p.scanned += int((n.Rows + n.Removed) * float64(n.Loops))
+		}
+		for i := range n.Plans {
+			walk(&n.Plans[i])
+		}
+	}
+	walk(&out[0].Plan)
+	p.rows, p.blocks = int(out[0].Plan.Rows), out[0].Plan.Hit+out[0].Plan.Read
+	return p
 }

@@ -183,8 +183,7 @@ func TestRepairOnlyOfWhatStoodStill(t *testing.T) {
 }
 
 // Where the server keeps commit timestamps, a sample says when the target's row was written, and over
-// which replication origin, as that of the link is. Catches: asking a server that keeps none, taking
-// another row of the same key.
+// which replication origin, as that of the link is. Catches: asking a server that keeps none.
 func TestWriter(t *testing.T) {
 	t.Parallel()
 	const table = "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT i, 'v' FROM generate_series(1, 5) i"

@@ -15,7 +15,6 @@ import (
 	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/schema"
-	"github.com/ficus-migrate/ficus/sync/link"
 	"github.com/ficus-migrate/ficus/verify"
 )
 
@@ -33,7 +32,7 @@ var errPhaseOver = errors.New("the phase is over")
 // A turns follower lets one comparison at a time hold the link: a second one could not stop it
 // where the first has let it pass.
 type turns struct {
-	link *link.Link
+	link verify.Follower
 	turn chan struct{} // holds one token
 }
 

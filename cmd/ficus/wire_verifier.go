@@ -13,6 +13,7 @@ import (
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/backoff"
+	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/schema"
@@ -138,6 +139,10 @@ func interruptedByDDL(err error) bool {
 func (v *verifier) compareOnce(ctx context.Context, owner migrate.Side, r api.VerifyRequest, progress func(done, total int64)) (api.Comparison, error) {
 	began, epoch := v.changes(), v.engine.migration.Status().Epoch
 	cfg, l := v.config(owner)
+	if l == nil {
+		return api.Comparison{}, hint.Wrap(fmt.Errorf("nothing follows the %s, since the rules cannot be turned round: %w", owner, migrate.ErrNotNow),
+			"give --source and --target to compare the databases as they stand")
+	}
 	cfg.Follower, cfg.Progress, cfg.Held = turns{l, v.turn}, progress, v.engine.migration.ComparisonHeld
 	if !r.RowsOnly {
 		cfg.Definitions = true
