@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/sync/apply"
@@ -416,6 +417,41 @@ func TestResyncSeesWhatWasApplied(t *testing.T) {
 	must(t, err)
 	run(t, f.link)
 	f.equal(t)
+}
+
+// TestRemapRefuses: what a running link cannot take is refused before anything is changed, and it goes on.
+func TestRemapRefuses(t *testing.T) {
+	t.Parallel()
+	f := newFaulty(t, pgtest.DB(t), pgtest.DB(t), tables, rows)
+	f.load(t)
+	stop := run(t, f.link)
+	f.settle(t)
+	stop()
+	published := `SELECT count(*) FROM pg_publication_tables WHERE pubname LIKE $1 || '%'`
+	before := f.from.Int(t, published, f.name())
+	ddl := `CREATE TABLE public.keyless (v int)`
+	f.from.Exec(t, ddl+`; ALTER TABLE public.keyless REPLICA IDENTITY NOTHING`)
+	f.to.Exec(t, ddl)
+	mappings := f.mappings
+	f.inspect(t.Context(), t)
+	keyless := schema.Name{Schema: "public", Name: "keyless"}
+
+	// Inserts alone go through a publication of their own, which the slot would look for in the past.
+	err := f.link.Remap(t.Context(), f.mappings, f.full, []schema.Name{keyless})
+	if err == nil || !strings.Contains(err.Error(), "table public.keyless cannot join it") || !strings.Contains(hint.Of(err), "primary key or REPLICA IDENTITY FULL") {
+		t.Errorf("remap: %v, hint %q", err, hint.Of(err))
+	}
+	if _, err := f.link.Resync(t.Context(), []schema.Name{keyless}, LoadConfig{}); err == nil || !strings.Contains(err.Error(), "table public.keyless is not one that it moves") {
+		t.Errorf("resync: %v", err)
+	}
+	if n := f.from.Int(t, published, f.name()); n != before || f.to.Int(t, `SELECT count(*) FROM ficus.manifest WHERE table_name LIKE '%keyless%'`) != 0 {
+		t.Errorf("%d tables are published, %d were", n, before)
+	}
+	f.from.Exec(t, `INSERT INTO public.keyless VALUES (1); INSERT INTO public.entry VALUES (-1, 1)`)
+	f.mappings = mappings
+	stop = run(t, f.link)
+	f.equal(t)
+	stop()
 }
 
 // TestRemap adds a table that has rows, and that an open transaction is writing to, to a link.
