@@ -211,7 +211,9 @@ function showTrack(s) {
 function showTiles(s) {
   const tile = (title, kind, big, ...rest) => h("div.tile", {}, h("h2", {}, title), h(`div.big.${kind}`, {}, kind === "plain" ? "" : icon(kind), big), rest);
   const p = s.proof;
-  const proof = s.checked ? tile("Proof", "plain", "comparing", bar(s.checked.done, s.checked.total, false)) :
+  const held = s.comparison_paused;
+  const proof = s.checked || held ? tile("Proof", held ? "wait" : "plain", held ? "comparison paused" : "comparing", s.checked ? bar(s.checked.done, s.checked.total, false) : "",
+    h("p", {}, held ? `by ${held.by}` : speed(s.checked))) :
     !p ? tile("Proof", "idle", "none yet", h("p", {}, "Both sides are compared before anything is promoted.")) :
     tile("Proof", p.differences ? "bad" : "ok", plural(p.differences, "difference"), h("p", {}, `${plural(p.rows, "row")} in ${plural(p.tables, "table")}`), h("p", {}, age(p.time), " ago"));
   const back = s.rollback.safe ? tile("Rollback", "ok", "safe", h("p", {}, "Going back now would lose nothing.")) :
@@ -233,6 +235,9 @@ function showLag(s) {
     l ? h("p", {}, `${plural(l.rows, "row")} applied`, rate(open, "applied", "/s")) : "",
     open.length > 1 ? spark(open) : "");
 }
+
+// speed is how fast a comparison is, and how long it takes yet.
+const speed = (c) => `${c.rate ? `${count(c.rate)} rows/s` : "rate not known yet"}${c.left_ns ? ` · about ${nanos(c.left_ns)} left` : ""}`;
 
 // perSecond is how fast a figure of the samples grew over the last ten seconds, or null.
 function perSecond(samples, field) {
@@ -301,19 +306,29 @@ function listTables(s, tables) {
 
 function showProofs(s) {
   const block = (title, p) => h("div", {},
-    h("div.line", {}, h("b", {}, title), p.differences ? state("bad", plural(p.differences, "difference")) : state("ok", "0 differences")),
+    h("div.line", {}, h("b", {}, title), p.differences ? state("bad", `different: ${plural(p.differences, "row")}`) : p.uncovered ? state("wait", "equal as far as covered") : state("ok", "equal: 0 differences")),
     h("dl.facts", {},
       h("dt", {}, "Compared"), h("dd", {}, p.kind === "delta" ? `${plural(p.keys, "key")} touched since the exact proof` : `${plural(p.rows, "row")} in ${plural(p.tables, "table")}`),
-      h("dt", {}, "Instant"), h("dd", {}, h("span.mono", {}, p.lsn), " · ", age(p.time), " ago"),
+      h("dt", {}, p.since ? "Instants" : "Instant"), h("dd", {}, h("span.mono", {}, p.since ? `${p.since} to ${p.lsn}` : p.lsn), " · ", age(p.time), " ago", p.since ? "; it was paused between" : ""),
       h("dt", {}, "Took"), h("dd", {}, nanos(p.elapsed_ns), p.paused_ns ? `, applying stood still for ${nanos(p.paused_ns)}` : ""),
       p.uncovered ? [h("dt", {}, "Not covered"), h("dd", {}, p.uncovered.join("; "))] : "",
       p.samples ? [h("dt", {}, "Differing keys"), h("dd.mono", {}, p.samples.join(", "))] : ""));
   const parts = [];
-  if (s.checked) parts.push(h("div", {}, h("div.line", {}, h("b", {}, "Comparing now"), h("span.soft", {}, `${count(s.checked.done)} of ${count(s.checked.total)}`)), bar(s.checked.done, s.checked.total, false)));
+  if (s.checked || s.comparison_paused) parts.push(comparing(s));
   if (s.proof) parts.push(block("Everything, at one instant", s.proof));
-  if (s.fence_proof) parts.push(block("Under the fence of the last change of owner", s.fence_proof));
+  if (s.fence_proof) parts.push(block("Under the fence of the last change of owner, while clients waited", s.fence_proof));
   if (!parts.length) parts.push(h("p.soft", {}, "Nothing has been compared yet."));
   $("proofs").replaceChildren(h("div.blocks", {}, parts));
+}
+
+// comparing is how far a comparison that runs is, with the button that pauses it or lets it go on.
+function comparing(s) {
+  const c = s.checked, held = s.comparison_paused, verb = held ? "resume-verify" : "pause-verify";
+  const button = h("button", { type: "button", id: "verb-comparison" }, held ? "Resume the comparison" : "Pause the comparison");
+  button.addEventListener("click", () => say(verb));
+  return h("div", {}, h("div.line", {}, held ? state("wait", `Comparison paused by ${held.by}`) : h("b", {}, "Comparing now"),
+    held ? h("span.soft", {}, age(held.since), " ago") : h("span.soft", {}, `${count(c.done)} of about ${count(c.total)} rows · ${speed(c)}`)),
+    c ? bar(c.done, c.total, false) : "", button);
 }
 
 function showPromotions(s) {
@@ -322,7 +337,8 @@ function showPromotions(s) {
   $("promotions").replaceChildren(table([["Epoch", "num"], ["Owner"], ["No writes", "num"], ["Stall p50 / p99 / max", "num"], ["Proof"], ["When", "num"]], list.toReversed().map((p) => h("tr", {},
     h("td.num", {}, String(p.epoch)), h("td.nowrap", {}, p.to, h("div.soft", {}, p.to === "target" ? "promotion" : "rollback")), h("td.num", {}, nanos(p.blackout_ns)),
     h("td.num", {}, p.stall.clients ? `${nanos(p.stall.p50_ns)} / ${nanos(p.stall.p99_ns)} / ${nanos(p.stall.max_ns)}` : "nobody waited", p.stall.clients ? h("div.soft", {}, plural(p.stall.clients, "client")) : ""),
-    h("td.nowrap", {}, p.proof.differences ? state("bad", count(p.proof.differences)) : state("ok", "equal")),
+    h("td.nowrap", {}, p.proof.differences ? state("bad", count(p.proof.differences)) : state("ok", "equal"),
+      h("div.soft", {}, `${plural(p.proof.keys, "key")} in ${nanos(p.proof.elapsed_ns)}`)),
     h("td.num.soft", { title: full(p.at) }, clock(p.at)))), "Changes of owner"));
 }
 
@@ -353,11 +369,11 @@ const sections = [
   [showHead, ["name", "playbook", "source", "target", "owner", "phase", "phase_since", "step", "waiting_for", "paused", "running", "error"]],
   [showAlerts, ["error", "hint", "waiting_for", "paused", "running", "phase", "blockers"]],
   [showTrack, ["phase", "phases", "paused"]],
-  [showTiles, ["owner", "source", "target", "epoch", "reads_percent", "proof", "checked", "rollback", "phase"]],
+  [showTiles, ["owner", "source", "target", "epoch", "reads_percent", "proof", "checked", "comparison_paused", "rollback", "phase"]],
   [showLag, ["lag"]],
   [showGates, ["gates"]],
   [showCopy, ["tables", "copied", "build"]],
-  [showProofs, ["proof", "fence_proof", "checked"]],
+  [showProofs, ["proof", "fence_proof", "checked", "comparison_paused"]],
   [showPromotions, ["promotions"]],
   [showVerbs, ["phase", "owner", "paused", "waiting_for", "error", "gates", "rollback"]],
 ];
@@ -393,10 +409,15 @@ async function press(verb) {
   const s = current.status, why = verdicts(s)[verb];
   if (why) return answer(`${verb} is not possible now: ${why}`);
   if (questions[verb] && !(await confirmed(verb, s))) return;
+  await say(verb);
+}
+
+// say puts a command on record.
+async function say(verb) {
   answer(`${verb}: asking…`);
   try {
     const actor = $("actor").value.trim() || "dashboard";
-    await call("POST", `v1/migrations/${encodeURIComponent(s.name)}/${verb}`, { actor });
+    await call("POST", `v1/migrations/${encodeURIComponent(current.status.name)}/${verb}`, { actor });
     answer(`${verb} is on record.`);
   } catch (problem) {
     answer(problem.hint ? `${problem.message}: ${problem.hint}` : problem.message, true);

@@ -116,6 +116,37 @@ func TestDashboard(t *testing.T) { //nolint:tparallel // its parts share one pag
 			t.Errorf("arrived: %+v", got)
 		}
 	})
+	t.Run("compares", func(t *testing.T) {
+		comparing := func(held *migrate.Hold) {
+			service.happen(migrate.Event{Type: "progress", Message: "compared"}, func(s *migrate.Status) {
+				s.Checked, s.ComparisonPaused = &migrate.Progress{Done: 3_000_000, Total: 4_000_000, Rate: 50_000, Left: 20 * time.Second}, held
+			})
+		}
+		comparing(nil)
+		eventually(t, ctx, "#proofs", "3,000,000 of about 4,000,000 rows · 50,000 rows/s · about 20 s left")
+		eventually(t, ctx, "#tiles", "comparing")
+		run(t, ctx, chromedp.Click(chromedp.CSS("#verb-comparison")))
+		eventually(t, ctx, "#answer", "pause-verify is on record")
+		comparing(&migrate.Hold{By: "anna", Since: time.Now()})
+		eventually(t, ctx, "#proofs", "Comparison paused by anna")
+		eventually(t, ctx, "#tiles", "by anna")
+		run(t, ctx, chromedp.Click(chromedp.CSS("#verb-comparison")))
+		eventually(t, ctx, "#answer", "resume-verify is on record")
+		if got := service.last(); got.Verb != migrate.ResumeVerify {
+			t.Errorf("arrived: %+v", got)
+		}
+		service.happen(migrate.Event{Type: "proof", Message: "compared"}, func(s *migrate.Status) {
+			s.Checked, s.ComparisonPaused = nil, nil
+			s.Proof = &migrate.Proof{Kind: "exact", LSN: 0x16B374D848, Since: 0x16B374D000, Time: time.Now(), Rows: 4_000_000, Tables: 4, Differences: 2, Samples: []string{"public.orders id=5: changed"}}
+			s.Promotions = []migrate.Promotion{{Epoch: 2, To: migrate.Target, At: time.Now(), Proof: migrate.Proof{Kind: "delta", Keys: 812, Elapsed: 44 * time.Millisecond}}}
+		})
+		eventually(t, ctx, "#proofs", "different: 2 rows")
+		eventually(t, ctx, "#proofs", "16/B374D000 to 16/B374D848")
+		eventually(t, ctx, "#proofs", "public.orders id=5: changed")
+		eventually(t, ctx, "#promotions", "812 keys in 44 ms")
+		run(t, ctx, chromedp.Click(chromedp.CSS("#verb-pause"))) // what the next part looks back at
+		eventually(t, ctx, "#answer", "pause is on record")
+	})
 	t.Run("asks before it promotes", func(t *testing.T) {
 		run(t, ctx, chromedp.Click(chromedp.CSS("#verb-promote")), chromedp.WaitVisible(chromedp.CSS("#confirm")), chromedp.Click(chromedp.CSS("#confirm-back")), chromedp.WaitNotVisible(chromedp.CSS("#confirm")))
 		if got := service.last(); got.Verb != migrate.Pause {

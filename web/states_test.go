@@ -90,7 +90,7 @@ func states() map[string]func(*migrate.Status) {
 		"failed": func(s *migrate.Status) {
 			promoted(s)
 			s.Phase, s.Running = migrate.Failed, true
-			s.Error, s.Hint = `apply to public.orders, key (id)=(4711): update hit no row (SQLSTATE 02000)`, "the row was changed on the old database by hand: ficus verify shop shows every such row, --repair mends them; then ficus resume shop"
+			s.Error, s.Hint = `apply to public.orders, key (id)=(4711): update hit no row (SQLSTATE 02000)`, "the row was changed on the old database by hand: ficus resync shop public.orders copies the table anew"
 			s.Rollback = migrate.RollbackVerdict{Because: []string{"the reverse link stopped: apply to public.orders, key (id)=(4711): update hit no row"}}
 			s.Blockers = []migrate.Blocker{{PID: 4711, Role: "reporting", Application: "psql", State: "idle in transaction", Age: 12 * time.Minute}}
 			s.Phases = append(s.Phases, migrate.PhaseTime{Phase: migrate.Failed, Start: now.Add(-20 * time.Second)})
