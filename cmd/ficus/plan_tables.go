@@ -20,6 +20,7 @@ type tablePlan struct {
 	Rule     string      `json:"rule"`
 	Format   string      `json:"format"`           // of the copy
 	Why      string      `json:"text_because"`     // "" for binary
+	Stream   string      `json:"stream"`           // format of what follows the copy
 	Identity string      `json:"replica_identity"` // how changes find their row
 	Because  string      `json:"identity_because"` // "" where it stays as it is
 	Parts    int64       `json:"parts"`            // of the copy, about; a finished one is not copied again
@@ -44,6 +45,7 @@ func (j *job) tablePlans(ctx context.Context) ([]tablePlan, error) {
 		}
 		p := tablePlan{Source: m.Source.Name, Target: m.Target, Rows: m.Source.Rows, Bytes: m.Source.Bytes, Rule: ruleText(m)}
 		p.Format, p.Why = snapshot.Format(m, columns, versions)
+		p.Stream = "text" // of every table: docs/adr/20261121-text-in-the-stream.md
 		p.Identity, p.Because = j.plan.Forward.Of(&m.Source)
 		p.Parts = j.parts(&m.Source, versions.Source, chunk)
 		plans = append(plans, p)
@@ -150,5 +152,5 @@ func (a *app) printTables(plans []tablePlan) {
 			fmt.Fprintf(a.stdout, "  %s, changes are found by %s: %s\n", p.Source.Display(), p.Identity, p.Because)
 		}
 	}
-	fmt.Fprintln(a.stdout, "  an interrupted copy keeps the parts that are finished")
+	fmt.Fprintln(a.stdout, "  an interrupted copy keeps the parts that are finished; changes after it come as text, whatever the copy's form")
 }

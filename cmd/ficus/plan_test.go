@@ -11,7 +11,8 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
-// TestPlanTellsHowEachTableMoves: format with its reason, replica identity with its reason, parts.
+// TestPlanTellsHowEachTableMoves: format with its reason, that of the stream, replica identity with its
+// reason, parts.
 func TestPlanTellsHowEachTableMoves(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
@@ -30,6 +31,9 @@ func TestPlanTellsHowEachTableMoves(t *testing.T) {
 		defer p.mu.Unlock()
 		for _, l := range p.lines {
 			if l["type"] == "table" {
+				if l["stream"] != "text" {
+					t.Errorf("%v: the stream is %v", l["source"], l["stream"])
+				}
 				got[fmt.Sprint(l["source"])] = fmt.Sprintf("%v rows, %v %v, %v %v, %v parts", l["rows"], l["format"], l["text_because"], l["replica_identity"], l["identity_because"], l["parts"])
 			}
 		}
