@@ -34,16 +34,6 @@ type Ownership struct {
 	GateOpen  bool // ordinary sessions may write to this database now
 }
 
-// A Blocker is a session or prepared transaction that a closing fence waits for.
-type Blocker struct {
-	PID         int           `json:"pid,omitempty"` // 0 for a prepared transaction
-	GID         string        `json:"gid,omitempty"` // of a prepared transaction
-	Role        string        `json:"role"`
-	Application string        `json:"application,omitempty"`
-	State       string        `json:"state,omitempty"` // "active", "idle in transaction", "prepared"
-	Age         time.Duration `json:"age_ns"`
-}
-
 // A Sequence is the state of one sequence: the value that the next nextval returns.
 type Sequence struct {
 	Name string `json:"name"` // quoted, schema-qualified

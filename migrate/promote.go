@@ -376,8 +376,15 @@ func (m *Migration) openBack(ctx context.Context, a *attempt) error {
 }
 
 func (m *Migration) waitWriters(ctx context.Context, a *attempt) error {
+	told := map[int]bool{}
 	return m.database(a.from).WaitWriters(ctx, func(bs []Blocker) {
 		m.update(func(l *live) { l.blockers = bs })
+		for _, b := range bs { // whom Ficus has cut off stays on record
+			if b.Ended != "" && !told[b.PID] {
+				told[b.PID] = true
+				m.note(Event{Type: eventStep, Message: "stood in the way of the fence: " + b.String()}, fact{})
+			}
+		}
 		m.tell(Event{Type: eventProgress, Message: fmt.Sprintf("waiting for %d writers", len(bs)), Data: map[string]any{"blockers": bs}})
 	})
 }

@@ -83,9 +83,12 @@ func oneIsEnough(t *testing.T, both Recovery, src, dst Ownership) {
 func (h *history) untilOwned(t *testing.T, m *Migration) {
 	t.Helper()
 	before := m.Status().Seq
-	over := make(chan error, 1)
+	over := make(chan struct{})
 	ctx, stop := context.WithCancelCause(t.Context())
-	go func() { over <- m.Run(ctx) }()
+	go func() {
+		defer close(over)
+		_ = m.Run(ctx) // the databases tell
+	}()
 	for range 400 {
 		time.Sleep(250 * time.Millisecond)
 		h.w.mu.Lock()

@@ -26,6 +26,8 @@ type Playbook struct {
 	Notify  []Notice         `yaml:"notify" json:"notify,omitempty" jsonschema:"description=Who is told"`
 	Router  Router           `yaml:"router" json:"router,omitzero" jsonschema:"description=What leads clients to the owner"`
 
+	RollbackWindow Duration `yaml:"rollback_window" json:"rollback_window,omitempty" jsonschema:"description=How long after a promotion the way back is kept: then the migration completes by itself; default until somebody says complete"`
+
 	Until string `yaml:"until" json:"until,omitempty" jsonschema:"description=The phase to stop at; default promoted,enum=following,enum=verifying,enum=reads-switched,enum=promoted"`
 }
 
@@ -99,9 +101,13 @@ type Promote struct {
 	ReadsWatch  Duration    `yaml:"reads_watch" json:"reads_watch,omitempty" jsonschema:"description=How long each step is watched; default 2s"`
 	HoldBudget  Duration    `yaml:"hold_budget" json:"hold_budget,omitempty" jsonschema:"description=Longest wait for transactions in flight; default 5s"`
 	FenceBudget Duration    `yaml:"fence_budget" json:"fence_budget,omitempty" jsonschema:"description=Longest wait for writers that passed the gate; default 5s"`
-	DrainBudget Duration    `yaml:"drain_budget" json:"drain_budget,omitempty" jsonschema:"description=Longest wait until the target has seen the last write; default 10s"`
-	ProofBudget Duration    `yaml:"proof_budget" json:"proof_budget,omitempty" jsonschema:"description=Longest comparison under the fence; default 10s"`
-	Headroom    int64       `yaml:"sequence_headroom" json:"sequence_headroom,omitempty" jsonschema:"description=Values that sequences skip at a promotion; default 1000"`
+	// Blockers and BlockersAfter are about sessions that the closing fence waits for.
+	Blockers      string   `yaml:"blockers" json:"blockers,omitempty" jsonschema:"description=What is done with sessions that still write when the fence has closed. wait: nothing (default); cancel: their statements are cancelled; terminate: the sessions are ended,enum=wait,enum=cancel,enum=terminate"`
+	BlockersAfter Duration `yaml:"blockers_after" json:"blockers_after,omitempty" jsonschema:"description=How long the fence waits for them first; default 2s"`
+
+	DrainBudget Duration `yaml:"drain_budget" json:"drain_budget,omitempty" jsonschema:"description=Longest wait until the target has seen the last write; default 10s"`
+	ProofBudget Duration `yaml:"proof_budget" json:"proof_budget,omitempty" jsonschema:"description=Longest comparison under the fence; default 10s"`
+	Headroom    int64    `yaml:"sequence_headroom" json:"sequence_headroom,omitempty" jsonschema:"description=Values that sequences skip at a promotion; default 1000"`
 }
 
 // Router says what leads clients to the owner.
@@ -148,6 +154,8 @@ func (p *Playbook) setDefaults() {
 	def(&p.Promote.ReadsWatch, Duration(2*time.Second))
 	def(&p.Promote.HoldBudget, Duration(5*time.Second))
 	def(&p.Promote.FenceBudget, Duration(5*time.Second))
+	def(&p.Promote.Blockers, "wait")
+	def(&p.Promote.BlockersAfter, Duration(2*time.Second))
 	def(&p.Promote.DrainBudget, Duration(10*time.Second))
 	def(&p.Promote.ProofBudget, Duration(10*time.Second))
 	def(&p.Promote.Headroom, 1000)

@@ -182,7 +182,7 @@ function showAlerts(s) {
   if (!s.running && !final(s.phase) && s.phase !== "failed") all.push(alert("wait", "No process drives this migration now", h("p", {}, "A command is remembered until one does.")));
   if (s.blockers && s.blockers.length) {
     all.push(alert("wait", `The fence waits for ${plural(s.blockers.length, "writer")}`, h("ul", {}, s.blockers.map((b) =>
-      h("li", {}, `${b.pid ? `PID ${b.pid}` : `prepared transaction ${b.gid}`}, role ${b.role}${b.application ? `, ${b.application}` : ""}${b.state ? `, ${b.state}` : ""}, for ${nanos(b.age_ns)}`)))));
+      h("li", {}, `${b.pid ? `PID ${b.pid}` : `prepared transaction ${b.gid}`}, role ${b.role}${b.application ? `, ${b.application}` : ""}${b.state ? `, ${b.state}` : ""}, for ${nanos(b.age_ns)}${b.ended ? `, ${b.ended}` : ""}`, b.query ? h("code", {}, ` ${b.query}`) : "")))));
   }
   $("alerts").replaceChildren(...all);
 }

@@ -121,7 +121,8 @@ func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
 		FailoverSlot: j.playbook.Follow.FailoverSlot != nil && *j.playbook.Follow.FailoverSlot,
 		ForwardSlot:  j.linkName(migrate.Source), ReverseSlot: j.linkName(migrate.Target),
 		CopiesSchema: j.playbook.CopiesSchema(), Follows: !j.copyOnly, Promotes: !j.copyOnly && j.playbook.Until != string(migrate.Following),
-		Lossy: j.plan.Lossy, Tools: noTools,
+		EndsSessions: j.playbook.Promote.Blockers != "wait",
+		Lossy:        j.plan.Lossy, Tools: noTools,
 	})
 }
 

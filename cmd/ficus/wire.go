@@ -114,6 +114,7 @@ func (e *engine) wireDatabases(ctx context.Context) error {
 		migrate.Target: {DSN: e.job.target, Tables: target, Serials: serials},
 	} {
 		c.Self, c.Sequences = side, sequences
+		c.Blockers, c.BlockersAfter = fence.BlockerAnswer(e.job.playbook.Promote.Blockers), time.Duration(e.job.playbook.Promote.BlockersAfter)
 		db, err := fence.New(ctx, c)
 		if err != nil {
 			e.Close()
@@ -342,6 +343,8 @@ func (j *job) settings(yes bool) migrate.Settings {
 		ProofAge:    time.Duration(p.Gates.ProofAge),
 		Headroom:    p.Promote.Headroom,
 		Sequences:   cmp.Or(time.Duration(*p.Follow.Sequences), -1),
+
+		RollbackWindow: time.Duration(p.RollbackWindow),
 		Budgets: migrate.Budgets{
 			Hold: time.Duration(p.Promote.HoldBudget), Writers: time.Duration(p.Promote.FenceBudget),
 			Drain: time.Duration(p.Promote.DrainBudget), Proof: time.Duration(p.Promote.ProofBudget),

@@ -15,6 +15,7 @@ package fence
 //	                 what of each table is copied; belong to sync/manifest.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +54,11 @@ type Config struct {
 	// it is found.
 	Sequences []schema.Name
 	Serials   map[schema.Name]Serial
+
+	// Blockers says what is done with sessions that still write BlockersAfter after the gate closed.
+	// Default BlockersWait, 2 s.
+	Blockers      BlockerAnswer
+	BlockersAfter time.Duration
 
 	// LockTimeout bounds how long the application may wait behind Arm for one table.
 	// Default 200 ms.
@@ -94,9 +100,9 @@ func (d *Database) scope() Scope {
 
 // New returns a Database that connects at its first use. Close it when done.
 func New(ctx context.Context, cfg Config) (*Database, error) {
-	if cfg.LockTimeout == 0 {
-		cfg.LockTimeout = 200 * time.Millisecond
-	}
+	cfg.LockTimeout = cmp.Or(cfg.LockTimeout, 200*time.Millisecond)
+	cfg.Blockers = cmp.Or(cfg.Blockers, BlockersWait)
+	cfg.BlockersAfter = cmp.Or(cfg.BlockersAfter, 2*time.Second)
 	pool, err := cfg.DSN.Pool(ctx, "fence", 4)
 	if err != nil {
 		return nil, err

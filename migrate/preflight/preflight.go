@@ -30,6 +30,7 @@ type Config struct {
 	Follows      bool     // changes are followed after the copy
 	FailoverSlot bool     // the slot is one that the source's standbys keep
 	Promotes     bool     // ownership is going to move
+	EndsSessions bool     // writers that a closing fence waits for are cancelled or terminated
 	Lossy        []string // why no reverse link is possible; empty when one is
 	// Tools says whether pg_dump can read the source; its hint becomes the fix.
 	Tools error
@@ -73,7 +74,7 @@ func Run(ctx context.Context, cfg Config) ([]migrate.Finding, error) {
 	}
 	r.servers(cfg, src, dst)
 	for _, part := range []func(context.Context, Config, *pgx.Conn, *pgx.Conn) error{
-		r.sameDatabase, r.slotNames, r.occupied, r.extensions(src), r.privileges(src), r.missingRoles,
+		r.sameDatabase, r.slotNames, r.occupied, r.extensions(src), r.privileges(src), r.signals, r.missingRoles,
 		r.unmoved, r.objects, r.events(dst), r.newerTables(src, dst), r.virtualColumns, r.collations(src, dst), r.longTransactions,
 	} {
 		if err := part(ctx, cfg, source, target); err != nil {

@@ -229,6 +229,7 @@ func TestPoorRole(t *testing.T) {
 	source.Exec(t, `CREATE ROLE `+schema.QuoteIdent(role)+` LOGIN`)
 	t.Cleanup(func() { source.Exec(t, `DROP ROLE `+schema.QuoteIdent(role)) })
 	cfg := config(t, source, target)
+	cfg.EndsSessions = true
 	for _, dsn := range []*pg.DSN{&cfg.Source, &cfg.Target} {
 		c := dsn.Config()
 		poor, err := pg.Parse(fmt.Sprintf("host=%s port=%d user=%s dbname=%s sslmode=disable", c.Host, c.Port, role, c.Database))
@@ -243,6 +244,7 @@ func TestPoorRole(t *testing.T) {
 	want := []string{
 		"error create source", "error create target", "error owner " + name, "error replication source", "error replication target",
 		"error replication-role source", "error replication-role target", "error row-security " + name, "error select " + name,
+		"warning signal-backend source", "warning signal-backend target",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

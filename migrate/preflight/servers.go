@@ -97,6 +97,29 @@ func (r *report) follows(side string, s inspect.Info) {
 	}
 }
 
+// signals checks that the role may end sessions of others, where the playbook wants that.
+func (r *report) signals(ctx context.Context, cfg Config, source, target *pgx.Conn) error {
+	if !cfg.EndsSessions || !cfg.Promotes {
+		return nil
+	}
+	for _, side := range []struct {
+		name string
+		conn *pgx.Conn
+	}{{"source", source}, {"target", target}} {
+		var role string
+		var may bool
+		err := side.conn.QueryRow(ctx, `SELECT current_user, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER') OR rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&role, &may)
+		if err != nil {
+			return fmt.Errorf("%s: may %s end sessions: %w", side.name, role, err)
+		}
+		if !may {
+			r.add(warn, "signal-backend", side.name, "GRANT pg_signal_backend TO "+schema.QuoteIdent(role),
+				"role %s may end its own sessions only: promote.blockers has no effect on those of others", role)
+		}
+	}
+	return nil
+}
+
 // sameDatabase refuses to move a database onto itself.
 func (r *report) sameDatabase(ctx context.Context, cfg Config, source, target *pgx.Conn) error {
 	const identity = `SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system())::text || '/' || oid
