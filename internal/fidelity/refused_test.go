@@ -26,6 +26,9 @@ func TestWhatDoesNotMoveIsReported(t *testing.T) {
 		CREATE EXTENSION postgres_fdw SCHEMA public; CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw; CREATE FOREIGN TABLE far (id int) SERVER elsewhere;
 		CREATE VIEW a_view AS SELECT * FROM plain; CREATE SEQUENCE numbers;
 		SELECT lo_create(0)`)
+	session := from.Conn(t)
+	_, err := session.Exec(t.Context(), `CREATE TEMP TABLE mine (id int)`)
+	must(t, err)
 	tables, err := inspect.Tables(t.Context(), from.Conn(t), inspect.Filter{})
 	must(t, err)
 	mappings, err := transform.Compile(tables, nil, nil)
@@ -47,6 +50,7 @@ func TestWhatDoesNotMoveIsReported(t *testing.T) {
 		"not-moved public.summary: its rows are not moved: it is a materialized view",
 		"not-moved public.far: its rows are not moved: it is a foreign table",
 		"large-objects source: 1 large objects are not moved",
+		"temporary source: 1 temporary relations belong to sessions and are not moved",
 	} {
 		if !strings.Contains(all.String(), want) {
 			t.Errorf("no finding %q in\n%s", want, &all)
