@@ -88,8 +88,11 @@ func TestPauseOfAComparison(t *testing.T) {
 		}
 
 		b.must(t, PauseVerify)
-		b.stop(errors.New("enough"))
-		<-b.done
+		enough := errors.New("enough")
+		b.stop(enough)
+		if err := <-b.done; !errors.Is(err, enough) {
+			t.Errorf("stopped: %v", err)
+		}
 		b = slowBench(t)
 		b.start(t)
 		time.Sleep(time.Hour)

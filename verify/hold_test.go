@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -165,7 +166,9 @@ func TestPauseKeepsNoRewrittenTable(t *testing.T) {
 		}
 		return b.ask()
 	}
-	if _, err := Run(t.Context(), cfg); !errors.Is(err, errShape) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // it would sleep for ever
+	defer cancel()
+	if _, err := Run(ctx, cfg); !errors.Is(err, errShape) {
 		t.Errorf("got %v, want %v", err, errShape)
 	}
 }
