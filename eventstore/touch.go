@@ -17,7 +17,7 @@ const forgetStep = 4096
 type Touched struct {
 	Table string
 	Key   []byte
-	At    change.LSN // end of the transaction
+	At    change.LSN // end of the transaction, or of one that was applied together with it
 }
 
 // Touches is the set of rows that a stream's changes have hit, with the last time each was hit. It
@@ -41,14 +41,24 @@ func (t *Touches) Add(entries []Touched) error {
 	defer st.store.leave()
 
 	b := st.store.db.NewBatch()
-	var err error
-	for _, e := range entries {
-		err = errors.Join(err, b.Set(st.keys.key(tagTouch, sized(e.Table), e.Key), u64(uint64(e.At)), nil))
+	own := st.keys.key(tagTouch)
+	for i := range entries {
+		e := &entries[i]
+		set := b.SetDeferred(len(own)+2+len(e.Table)+len(e.Key), 8)
+		n := copy(set.Key, own)
+		binary.BigEndian.PutUint16(set.Key[n:], uint16(len(e.Table)))
+		n += 2
+		n += copy(set.Key[n:], e.Table)
+		copy(set.Key[n:], e.Key)
+		binary.BigEndian.PutUint64(set.Value, uint64(e.At))
+		if err := set.Finish(); err != nil {
+			return fmt.Errorf("stream %q: record touched rows: %w", st.name, errors.Join(err, b.Close()))
+		}
 	}
 	st.write.Lock()
 	defer st.write.Unlock()
-	if err := errors.Join(err, st.alive()); err != nil {
-		return err
+	if err := st.alive(); err != nil {
+		return errors.Join(err, b.Close())
 	}
 	if err := errors.Join(b.Commit(pebble.NoSync), b.Close()); err != nil {
 		return fmt.Errorf("stream %q: record touched rows: %w", st.name, err)

@@ -121,6 +121,9 @@ func (k *kind) changes(major int) []string {
 	for i, v := range values {
 		fmt.Fprintf(&rows, "INSERT INTO v_%s VALUES (%d, %s, %s, 0);\n", k.name, 100+i, v.sql, large)
 		fmt.Fprintf(&rows, "INSERT INTO v_%s VALUES (%d, %s, %s, 0);\n", k.name, 200+i, v.sql, large)
+		if !k.brief { // so many that they are inserted by COPY
+			fmt.Fprintf(&rows, "INSERT INTO f_%s SELECT %s, %d FROM generate_series(1, 60);\n", k.name, v.sql, 1000+i)
+		}
 		fmt.Fprintf(&each, "UPDATE v_%s SET v = %s WHERE id IN (%d, %d);\n", k.name, next(i).sql, i+1, 100+i)
 
 		one := fmt.Sprintf("(SELECT ctid FROM f_%s WHERE n = %d LIMIT 1)", k.name, i)

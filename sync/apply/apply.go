@@ -65,7 +65,8 @@ type Config struct {
 	// Events are called as things happen. Default: nothing is called.
 	Events Events
 
-	inOrder bool // everything takes the slow path; for tests
+	inOrder  bool // everything takes the slow path; for tests
+	copyRows int  // from how many on rows are inserted by COPY; tests have another than the default
 }
 
 // Events are callbacks; those that are nil are not called. They must not block.
@@ -122,6 +123,7 @@ func newApplier(cfg Config, log log) (*Applier, error) {
 		cfg: cfg, log: log, sources: map[schema.Name]*transform.Mapping{},
 		limits: limits{rows: cmp.Or(cfg.MaxRows, 10_000), bytes: cmp.Or(cfg.MaxBytes, 8<<20), delay: cfg.MaxDelay},
 	}
+	a.cfg.copyRows = cmp.Or(cfg.copyRows, copyRows)
 	for i := range cfg.Mappings {
 		m := &cfg.Mappings[i]
 		if a.sources[m.Source.Name] != nil {

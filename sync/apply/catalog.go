@@ -39,6 +39,8 @@ type targetColumn struct {
 	full      string // type as declared
 	domain    bool   // over base
 	equal     string // OPERATOR(schema.=): there is no search_path to find it by
+	form      form   // of its values in typed statements
+	special   bool   // input is more than a call of the type's input function
 	input     string // SQL on %s that reads the text of a value, where a cast from text would do something else; else ""
 }
 
@@ -125,6 +127,10 @@ func loadTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mappi
 			targets[name] = tt
 		}
 		column := c
+		column.special = column.input == octalChar
+		if column.input == "" {
+			column.form = formOf(column.base)
+		}
 		tt.columns[c.name] = &column
 		return nil
 	})

@@ -113,6 +113,9 @@ func (o *origin) try(t *testing.T, sql string) {
 	}
 }
 
+// byCopy inserts every row by COPY.
+func byCopy(c *Config) { c.copyRows = 1 }
+
 // inOrder writes all rows in source order, as the slow path does.
 func inOrder(c *Config) { c.inOrder = true }
 
@@ -132,6 +135,7 @@ func TestRandomHistories(t *testing.T) {
 				"row by row":           {limit(10_000), inOrder},
 				"every row a part":     {limit(1)},
 				"small batches":        {limit(7)},
+				"all inserts by COPY":  {limit(50), byCopy},
 				"small, over distance": {limit(7)},
 				"parts, over distance": {limit(2)},
 				"as large as possible": {limit(10_000)},

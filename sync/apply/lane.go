@@ -188,7 +188,7 @@ func (l *lane) send(ctx context.Context, b *batch) error {
 	}
 	if l.w.touch != nil {
 		l.wire.flush() // the destination is at work meanwhile
-		if err := l.w.touch(ctx, touched(b)); err != nil {
+		if err := l.w.touch(ctx, touched(stmts, b.end())); err != nil {
 			return fmt.Errorf("record touched keys: %w", err)
 		}
 	}
@@ -236,15 +236,23 @@ func (l *lane) command(f *flight, c *command) {
 
 func (l *lane) statement(f *flight, s *stmt) {
 	if s.shape.verb == verbTruncate {
-		text, _ := s.shape.sql(false)
+		text, _ := s.shape.sql(viaText, false)
 		l.wire.parse("", text)
 		l.wire.texts("", nil)
 		return
 	}
 	// As a replica the session inserts every row or fails: nothing can leave one out.
 	sure := s.shape.verb != verbInsert || l.w.fires
-	p := l.prepare(f, statement{shape: s.shape, sure: sure})
-	l.wire.arrays(p.name, p.args, s.rows, sure)
+	if !sure && len(s.rows) >= l.app.cfg.copyRows && s.shape.table.copies() {
+		p := l.prepare(f, statement{shape: s.shape, via: viaCopy})
+		l.wire.copy(p.name, p.args, s.rows)
+		return
+	}
+	p := l.prepare(f, statement{shape: s.shape, via: viaTyped, sure: sure})
+	if !l.wire.arrays(p.name, p.args, s.rows, sure) { // a value has no form but text
+		p = l.prepare(f, statement{shape: s.shape, via: viaText, sure: sure})
+		l.wire.arrays(p.name, p.args, s.rows, sure)
+	}
 }
 
 // prepare makes the server know a statement, on the way.
@@ -254,7 +262,7 @@ func (l *lane) prepare(f *flight, s statement) *prepared {
 	}
 	p := l.w.named()
 	if p.text = s.text; p.text == "" {
-		p.text, p.args = s.shape.sql(s.sure)
+		p.text, p.args = s.shape.sql(s.via, s.sure)
 	}
 	l.w.known[s] = p
 	f.parsed = append(f.parsed, s)

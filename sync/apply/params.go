@@ -28,7 +28,7 @@ func textArrays(args []arg, rows []imagePair) [][]byte {
 	params := make([][]byte, len(args))
 	for n, a := range args {
 		start := len(buf)
-		buf = appendArrayHeader(buf, len(rows))
+		buf = appendArrayHeader(buf, asText, len(rows))
 		for i := range rows {
 			buf = appendElement(buf, a.value(&rows[i]))
 		}
@@ -47,10 +47,25 @@ func arraySize(a arg, rows []imagePair) int {
 	return size
 }
 
-func appendArrayHeader(b []byte, elements int) []byte {
+// appendTyped appends the array of an arg; ok is false where a value does not have the arg's form.
+func appendTyped(b []byte, a arg, rows []imagePair) (_ []byte, ok bool) {
+	b = appendArrayHeader(b, a.form, len(rows))
+	for i := range rows {
+		v := a.value(&rows[i])
+		if v.Kind != change.Text {
+			b = binary.BigEndian.AppendUint32(b, ^uint32(0))
+		} else if b, ok = a.form.append(b, v.Data); !ok {
+			return b, false
+		}
+	}
+	return b, true
+}
+
+func appendArrayHeader(b []byte, f form, elements int) []byte {
+	_, oid := f.typ()
 	b = binary.BigEndian.AppendUint32(b, 1)
 	b = binary.BigEndian.AppendUint32(b, 1)
-	b = binary.BigEndian.AppendUint32(b, textOID)
+	b = binary.BigEndian.AppendUint32(b, uint32(oid))
 	b = binary.BigEndian.AppendUint32(b, uint32(elements))
 	return binary.BigEndian.AppendUint32(b, 1)
 }
@@ -61,4 +76,31 @@ func appendElement(b []byte, v change.Value) []byte {
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(v.Data)))
 	return append(b, v.Data...)
+}
+
+// appendField appends a value as COPY reads it.
+func appendField(b []byte, v change.Value) []byte {
+	if v.Kind != change.Text {
+		return append(b, `\N`...)
+	}
+	plain := 0
+	for i, c := range v.Data {
+		if c > '\\' {
+			continue
+		}
+		switch c {
+		case '\\':
+		case '\n':
+			c = 'n'
+		case '\r':
+			c = 'r'
+		case '\t':
+			c = 't'
+		default:
+			continue
+		}
+		b = append(append(b, v.Data[plain:i]...), '\\', c)
+		plain = i + 1
+	}
+	return append(b, v.Data[plain:]...)
 }

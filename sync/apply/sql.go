@@ -36,6 +36,18 @@ func (v verb) String() string {
 	return "invalid"
 }
 
+// A via is how the rows of a statement get to the destination.
+type via uint8
+
+const (
+	viaText  via = iota // as arrays of text: any statement, any value
+	viaTyped            // as arrays of the columns' types, where these have a form
+	viaCopy             // by COPY: inserts, of tables that let it, see table.copies
+)
+
+// copyRows is from how many rows on COPY inserts them faster than INSERT does, which has its plan ready.
+const copyRows = 50
+
 // A shape determines a statement but for its rows.
 type shape struct {
 	table    *table
@@ -64,22 +76,34 @@ func (s *shape) set() []column {
 type arg struct {
 	key   bool // in the key, else in the row
 	index int
+	form  form // of the array
 }
 
-// A builder writes one statement. Parameters are arrays of text, which unnest makes a table u of
-// with columns p1, p2, ...
+// A builder writes one statement. Parameters are arrays, which unnest makes a table u of with columns
+// p1, p2, ... They are of text, or typed: where a form is known, of the column's type.
 type builder struct {
+	typed           bool
 	strings.Builder          // what the statement does
 	with            []string // what comes before it, "name AS (query)"
 	args            []arg
 }
 
-// param returns the column of u that holds a place of the images.
-func (b *builder) param(key bool, index int) string {
-	i := slices.Index(b.args, arg{key, index})
+// param returns the column of u that holds a place of the images, as text.
+func (b *builder) param(key bool, index int) string { return b.arg(arg{key: key, index: index}) }
+
+// value returns SQL for a place of the images as a value that may be assigned to a column.
+func (b *builder) value(c *targetColumn, key bool, index int) string {
+	if b.typed && c.form != asText {
+		return b.arg(arg{key, index, c.form})
+	}
+	return c.cast(b.param(key, index))
+}
+
+func (b *builder) arg(a arg) string {
+	i := slices.Index(b.args, a)
 	if i < 0 {
 		i = len(b.args)
-		b.args = append(b.args, arg{key, index})
+		b.args = append(b.args, a)
 	}
 	return fmt.Sprintf("u.p%d", i+1)
 }
@@ -88,17 +112,20 @@ func (b *builder) param(key bool, index int) string {
 func (b *builder) u() string {
 	params, names := make([]string, len(b.args)), make([]string, len(b.args))
 	for i := range b.args {
-		params[i] = fmt.Sprintf("$%d::pg_catalog.text[]", i+1)
+		params[i] = fmt.Sprintf("$%d::pg_catalog.%s[]", i+1, b.args[i].form)
 		names[i] = fmt.Sprintf("p%d", i+1)
 	}
 	return "unnest(" + strings.Join(params, ", ") + ") AS u(" + strings.Join(names, ", ") + ")"
 }
 
-// sql returns the statement and what its parameters hold. A sure one raises an error unless it hits as
-// many rows as one more parameter says, an int8; where a mapping has a condition, or fewer.
-func (s *shape) sql(sure bool) (text string, args []arg) {
-	b := &builder{}
+// sql returns the statement and what its parameters hold, or the fields of a COPY. A sure one raises an
+// error unless it hits as many rows as one more parameter says, an int8; where a mapping has a condition,
+// or fewer.
+func (s *shape) sql(v via, sure bool) (text string, args []arg) {
+	b := &builder{typed: v == viaTyped}
 	switch {
+	case v == viaCopy:
+		s.copy(b)
 	case s.verb == verbInsert:
 		s.insert(b)
 	case s.verb == verbTruncate:
@@ -143,13 +170,21 @@ func (s *shape) insert(b *builder) {
 		s.table.target.name, s.names(), strings.Join(values, ", "), from, where)
 }
 
+// copy writes a COPY in text format. It stores rows a thousand at a time where INSERT stores them one by one.
+func (s *shape) copy(b *builder) {
+	for _, c := range s.table.columns {
+		b.args = append(b.args, arg{index: c.param})
+	}
+	fmt.Fprintf(b, "COPY %s (%s) FROM STDIN", s.table.target.name, s.names())
+}
+
 // written returns the values that the target columns get from a row image (or, with old, from the
 // image before), and the FROM item and WHERE clause they are computed in.
 func (s *shape) written(b *builder, old bool) (values []string, from, where string) {
 	t := s.table
 	if !t.computed {
 		for _, c := range t.columns {
-			values = append(values, c.cast(b.param(old, c.param)))
+			values = append(values, b.value(c.targetColumn, old, c.param))
 		}
 		return values, b.u(), ""
 	}
@@ -175,7 +210,7 @@ func (s *shape) written(b *builder, old bool) (values []string, from, where stri
 func (s *shape) assignments(b *builder) string {
 	var set []string
 	for _, c := range s.set() {
-		set = append(set, schema.QuoteIdent(c.name)+" = "+c.cast(b.param(false, c.param)))
+		set = append(set, schema.QuoteIdent(c.name)+" = "+b.value(c.targetColumn, false, c.param))
 	}
 	return strings.Join(set, ", ")
 }
@@ -184,7 +219,7 @@ func (s *shape) assignments(b *builder) string {
 func (s *shape) found(b *builder) string {
 	var on []string
 	for i, k := range s.table.key {
-		on = append(on, fmt.Sprintf("%s %s %s", k.compared(), k.equal, k.cast(b.param(true, i))))
+		on = append(on, fmt.Sprintf("%s %s %s", k.compared(), k.equal, b.value(k.targetColumn, true, i)))
 	}
 	return strings.Join(on, " AND ")
 }
@@ -195,7 +230,7 @@ func (s *shape) replace(b *builder) {
 	t := s.table
 	set := map[string]string{}
 	for _, c := range s.set() {
-		set[c.name] = c.cast(b.param(false, c.param))
+		set[c.name] = b.value(c.targetColumn, false, c.param)
 	}
 	var names, values []string
 	for _, c := range t.target.columns {
@@ -233,7 +268,7 @@ func (s *shape) whole(b *builder) {
 	if s.verb != verbDelete {
 		var set []string
 		for i, c := range s.set() {
-			wanted = append(wanted, fmt.Sprintf("%s AS n%d", c.cast(b.param(false, c.param)), i))
+			wanted = append(wanted, fmt.Sprintf("%s AS n%d", b.value(c.targetColumn, false, c.param), i))
 			set = append(set, fmt.Sprintf("%s = w.n%d", schema.QuoteIdent(c.name), i))
 		}
 		do = fmt.Sprintf("UPDATE %s AS t SET %s FROM", t.target.sql(), strings.Join(set, ", "))

@@ -38,7 +38,7 @@ func TestKeysUseTheirIndex(t *testing.T) {
 		}
 		for _, verb := range []verb{verbUpdate, verbMove, verbDelete} {
 			s := shape{table: boundTable(t, conn, name), verb: verb}
-			text, args := s.sql(true)
+			text, args := s.sql(viaTyped, true)
 			explain := "PREPARE s AS " + text + "; EXPLAIN EXECUTE s(" + strings.Repeat("NULL,", len(args)) + "1); DEALLOCATE s"
 			results, err := conn.PgConn().Exec(t.Context(), explain).ReadAll()
 			if err != nil {

@@ -93,6 +93,12 @@ func bind(rel *change.Relation, m *transform.Mapping, target *target) (*table, e
 	return t, nil
 }
 
+// copies reports whether COPY does with the table's rows what INSERT does: each value is read by its type's
+// input function, and nothing is computed.
+func (t *table) copies() bool {
+	return !t.computed && !slices.ContainsFunc(t.columns, func(c column) bool { return c.special })
+}
+
 func (t *table) addParam(rel *change.Relation, name string) int {
 	if i := slices.IndexFunc(t.params, func(p param) bool { return p.name == name }); i >= 0 {
 		return i

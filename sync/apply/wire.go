@@ -13,6 +13,8 @@ import (
 //	Parse    'P' | length | name 0 | text 0 | int16 0
 //	Bind     'B' | length | portal 0 | name 0 | int16 formats | format... | int16 params | param... | int16 0
 //	Execute  'E' | length | portal 0 | int32 rows, 0 for all
+//	CopyData 'd' | length | bytes
+//	CopyDone 'c' | length
 //	Sync     'S' | length
 //
 // Lengths count themselves and what follows, not the letter. A param is its length and its bytes.
@@ -21,6 +23,9 @@ type wire struct {
 	out io.Writer
 	buf []byte
 	err error // of the first write that failed; nothing is sent after it
+
+	typed []byte // the arrays of a statement that are not of text, one after another
+	sizes []int  // of each of them
 }
 
 func (w *wire) flush() {
@@ -90,19 +95,33 @@ func (w *wire) texts(name string, params [][]byte) {
 }
 
 // arrays runs a prepared statement on rows: each of its args is an array, as textArrays encodes them,
-// of one element per row. With count, how many rows there are follows as a last parameter.
-func (w *wire) arrays(name string, args []arg, rows []imagePair, count bool) {
-	params, size := len(args), 0
+// of one element per row. With count, how many rows there are follows as a last parameter. ok is false,
+// and nothing was sent, where a value does not have the form of its arg.
+func (w *wire) arrays(name string, args []arg, rows []imagePair, count bool) (ok bool) {
+	if !w.encode(args, rows) {
+		return false
+	}
+	params, size := len(args), len(w.typed)
 	for _, a := range args {
-		size += 4 + arraySize(a, rows)
+		if size += 4; a.form == asText {
+			size += arraySize(a, rows)
+		}
 	}
 	if count {
 		params, size = params+1, size+4+8
 	}
 	w.bind(name, 1, params, size)
+	typed, sizes := w.typed, w.sizes
 	for _, a := range args {
+		if a.form != asText {
+			w.int32(sizes[0])
+			w.buf = append(w.buf, typed[:sizes[0]]...)
+			typed, sizes = typed[sizes[0]:], sizes[1:]
+			w.spill()
+			continue
+		}
 		w.int32(arraySize(a, rows))
-		w.buf = appendArrayHeader(w.buf, len(rows))
+		w.buf = appendArrayHeader(w.buf, asText, len(rows))
 		for i := range rows {
 			w.buf = appendElement(w.buf, a.value(&rows[i]))
 			w.spill()
@@ -113,6 +132,59 @@ func (w *wire) arrays(name string, args []arg, rows []imagePair, count bool) {
 		w.buf = binary.BigEndian.AppendUint64(w.buf, uint64(len(rows)))
 	}
 	w.execute()
+	return true
+}
+
+// copy runs a prepared COPY. Its data follows at once: a server that has refused the statement, or one
+// before it, throws them away up to the Sync.
+// Source: PostgreSQL manual, "COPY", Text Format; "Message Flow", COPY Operations.
+func (w *wire) copy(name string, fields []arg, rows []imagePair) {
+	w.bind(name, 0, 0, 0)
+	w.execute()
+	start := w.data()
+	for i := range rows {
+		for n, f := range fields {
+			if n > 0 {
+				w.buf = append(w.buf, '\t')
+			}
+			w.buf = appendField(w.buf, f.value(&rows[i]))
+		}
+		w.buf = append(w.buf, '\n')
+		if len(w.buf) >= flushBytes {
+			w.dataEnds(start)
+			w.flush()
+			start = w.data()
+		}
+	}
+	w.dataEnds(start)
+	w.message('c', 0)
+}
+
+// data begins a CopyData message, which begins where it says.
+func (w *wire) data() (start int) {
+	w.message('d', 0)
+	return len(w.buf) - 5
+}
+
+func (w *wire) dataEnds(start int) {
+	binary.BigEndian.PutUint32(w.buf[start+1:], uint32(len(w.buf)-start-1))
+}
+
+// encode makes the arrays that are not of text: a Bind message says how long it is before it says what it
+// is, and none can be taken back. They are small, a few bytes for each value.
+func (w *wire) encode(args []arg, rows []imagePair) (ok bool) {
+	w.typed, w.sizes = w.typed[:0], w.sizes[:0]
+	for _, a := range args {
+		if a.form == asText {
+			continue
+		}
+		before := len(w.typed)
+		if w.typed, ok = appendTyped(w.typed, a, rows); !ok {
+			return false
+		}
+		w.sizes = append(w.sizes, len(w.typed)-before)
+	}
+	return true
 }
 
 // shrink lets go of a buffer that one giant value has blown up.

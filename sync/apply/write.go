@@ -78,6 +78,7 @@ type tally struct {
 // A statement is one that the server may know.
 type statement struct {
 	shape shape
+	via   via
 	sure  bool   // see shape.sql
 	text  string // instead of the others
 }
@@ -111,7 +112,7 @@ func (w *writer) write(ctx context.Context, b *batch, again bool) error {
 		return err
 	}
 	if w.touch != nil {
-		if err := w.touch(ctx, append(touched(b), w.displaced...)); err != nil {
+		if err := w.touch(ctx, append(touched(planInOrder(b.ops), b.end()), w.displaced...)); err != nil {
 			return fmt.Errorf("record touched keys: %w", err)
 		}
 	}
@@ -302,7 +303,7 @@ func (w *writer) prepare(ctx context.Context, stmts []stmt) error {
 			continue
 		}
 		p := w.named()
-		p.text, p.args = s.sql(false)
+		p.text, p.args = s.sql(viaText, false)
 		if _, err := w.conn.PgConn().Prepare(ctx, p.name, p.text, nil); err != nil {
 			name := s.table.target.name
 			return advise(fmt.Errorf("prepare the %s of %s: %w", s.verb, name.Display(), withoutValues(err)), name)
@@ -333,7 +334,7 @@ func (w *writer) named() *prepared {
 
 func (w *writer) command(s *stmt) command {
 	if s.shape.verb == verbTruncate {
-		text, _ := s.shape.sql(false)
+		text, _ := s.shape.sql(viaText, false)
 		return simple(text)
 	}
 	p := w.known[statement{shape: s.shape}]

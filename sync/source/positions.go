@@ -18,6 +18,7 @@ type positions struct {
 		// nothing of what it may forget.
 		mute bool
 	}
+	trouble trouble
 }
 
 func (p *positions) status() Status {
@@ -51,6 +52,7 @@ func (p *positions) disconnect() {
 func (p *positions) heard(now time.Time, serverEnd change.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.trouble.heard(now)
 	p.mu.LastMessage = now
 	p.mu.ServerEnd = max(p.mu.ServerEnd, serverEnd)
 }

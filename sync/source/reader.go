@@ -65,6 +65,7 @@ func (r *Reader) Status() Status {
 func (r *Reader) Run(ctx context.Context) error {
 	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 30 * time.Second}
 	var faults faults
+	defer r.pos.trouble.over()
 	for {
 		err := r.streamOnce(ctx, retry.Reset)
 		switch {
@@ -75,6 +76,7 @@ func (r *Reader) Run(ctx context.Context) error {
 		}
 		r.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "connection to the source lost, will reconnect",
 			slog.String("slot", r.cfg.Slot), slog.Any("err", err))
+		r.pos.trouble.troubled(err)
 		if err := retry.Wait(ctx); err != nil {
 			return err
 		}
@@ -131,7 +133,7 @@ func streamHint(err error, slot string) error {
 
 // streamOnce receives over one connection until it fails. It calls progress as the server sends.
 func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
-	conn, err := r.cfg.DSN.ConnectReplication(ctx, "source")
+	conn, err := r.cfg.DSN.ConnectReplication(ctx, "source", patiently)
 	if err != nil {
 		return err
 	}
