@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +41,6 @@ type fullDisk struct {
 	cluster *pgtest.Cluster  // on the small disk
 	on      *pgtest.Database // of the pair, in cluster
 	ballast string           // a file that fills the disk
-	log     journal          // the link's
 }
 
 // smallDisk mounts a file system in memory and returns where.
@@ -80,7 +78,6 @@ func newFullDisk(t *testing.T, ofSource bool, many int) *fullDisk {
 		}
 	})
 	d.open(t)
-	d.link.cfg.Log = slog.New(slog.NewTextHandler(&d.log, nil))
 	return d
 }
 
@@ -172,9 +169,7 @@ func TestDiskReallyFull(t *testing.T) {
 			}
 			d.write(t)()
 			d.equal(t)
-			if w := d.link.Warnings(); len(w) != 0 {
-				t.Errorf("warnings afterwards: %q", w)
-			}
+			pgtest.Eventually(t, "the warnings to go", func() bool { return len(d.link.Warnings()) == 0 })
 			stop()
 			if crashed := d.crashed(); crashed != c.crash {
 				t.Errorf("the server crashed: %t", crashed)
@@ -189,7 +184,7 @@ func (d *fullDisk) targetTables(t *testing.T) {
 	d.fill(t, left)
 	stopLoad := d.write(t)
 	must(t, d.burst(t))
-	d.warns(t, "No space left on device")
+	d.warns(t, "applied", "No space left on device")
 	stopLoad()
 }
 
@@ -200,7 +195,7 @@ func (d *fullDisk) targetWAL(t *testing.T) {
 	stopLoad := d.write(t)
 	must(t, d.burst(t))
 	pgtest.Eventually(t, "the target to crash", d.crashed)
-	d.warns(t, "")
+	d.warns(t, "applied", "")
 	stopLoad()
 }
 
@@ -213,7 +208,7 @@ func (d *fullDisk) sourceWAL(t *testing.T) {
 		t.Error("the source took everything")
 	}
 	pgtest.Eventually(t, "the source to crash", d.crashed)
-	pgtest.Eventually(t, "the link to notice", func() bool { return d.log.has("connection to the source lost") })
+	d.warns(t, "received", "")
 }
 
 // sourceDecoding waits until a walsender cannot write down what it knows of open transactions, as it does
@@ -223,15 +218,15 @@ func (d *fullDisk) sourceDecoding(t *testing.T) {
 	d.from.Exec(t, freshWAL)
 	d.fill(t, 0)
 	d.from.Exec(t, `DELETE FROM public.entry WHERE account = 7`) // needs no room
-	pgtest.Eventually(t, "the link to notice", func() bool { return d.log.has("connection to the source lost", "No space left on device") })
+	d.warns(t, "received", "No space left on device")
 }
 
-// warns waits until the link says that it cannot apply, and why.
-func (d *fullDisk) warns(t *testing.T, why string) {
+// warns waits until the link says that nothing can be received or applied, and why.
+func (d *fullDisk) warns(t *testing.T, what, why string) {
 	t.Helper()
 	pgtest.Eventually(t, "the link to say so", func() bool {
 		w := d.link.Warnings()
-		return len(w) == 1 && strings.Contains(w[0], "nothing could be applied since") && strings.Contains(w[0], why)
+		return len(w) == 1 && strings.Contains(w[0], "nothing could be "+what+" since") && strings.Contains(w[0], why)
 	})
 }
 

@@ -96,6 +96,27 @@ func TestCopySilent(t *testing.T) {
 	}
 }
 
+// TestSourceGone: a source that cannot be read is said to be so for as long as that lasts. What a full disk
+// of the source does is in TestDiskReallyFull. It fails when Run does not take note of what it tries again.
+func TestSourceGone(t *testing.T) {
+	t.Parallel()
+	f := newFaulty(t, pgtest.DB(t), pgtest.DB(t), tables, rows)
+	f.load(t)
+	stop := run(t, f.link)
+	f.settle(t)
+	f.source.Refuse(true)
+	f.source.Cut()
+	pgtest.Eventually(t, "the link to say so", func() bool {
+		w := f.link.Warnings()
+		return len(w) == 1 && strings.Contains(w[0], "nothing could be received since") && strings.Contains(w[0], "connect")
+	})
+	f.from.Exec(t, `INSERT INTO public.entry VALUES (-1, 1)`)
+	f.source.Refuse(false)
+	f.equal(t)
+	pgtest.Eventually(t, "the warning to go", func() bool { return len(f.link.Warnings()) == 0 })
+	stop()
+}
+
 // reattach gives a prepared link's engines a changed configuration.
 func (f *faulty) reattach() error {
 	p, err := f.link.attached()
