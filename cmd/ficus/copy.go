@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -123,6 +124,7 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	show := func(e migrate.Event) {
 		telling.Lock()
 		defer telling.Unlock()
+		e.Time = time.Now()
 		screen.event(e)
 	}
 	if err := l.make(ctx); err != nil {

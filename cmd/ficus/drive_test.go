@@ -318,8 +318,13 @@ func TestCopyAndVerify(t *testing.T) {
 	source.Exec(t, `CREATE TABLE counted (id serial PRIMARY KEY); SELECT setval('counted_id_seq', 4711); CREATE TABLE keyless (a int, b text); INSERT INTO keyless VALUES (1, 'x'), (1, 'x'), (NULL, NULL)`)
 	check := unchanged(t, source)
 	databases := pair(source.URL, target.URL)
-	out, status := once(t, t.TempDir(), append([]string{"copy"}, databases...)...)
-	if status != 0 || out["type"] != "result" || number(out["rows_copied"]) < 10 {
+	p := ficus(t, t.TempDir(), append([]string{"copy"}, databases...)...)
+	told := p.line("progress", nil)
+	if at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(told["time"])); err != nil || time.Since(at).Abs() > time.Hour {
+		t.Errorf("progress of %v: %v", told["time"], err)
+	}
+	out := p.line("result", nil)
+	if status := p.wait(); status != 0 || number(out["rows_copied"]) < 10 {
 		t.Fatalf("copy: status %d, %v", status, out)
 	}
 	check()
@@ -335,7 +340,7 @@ func TestCopyAndVerify(t *testing.T) {
 		t.Errorf("sequence goes on at %d", n)
 	}
 	verify := append([]string{"verify"}, databases...)
-	out, status = once(t, t.TempDir(), verify...)
+	out, status := once(t, t.TempDir(), verify...)
 	if status != 0 || out["differences"] != 0.0 || out["rows"] != float64(sumRows(t, source)) {
 		t.Errorf("verify: status %d, %v, want %d rows", status, out, sumRows(t, source))
 	}
