@@ -80,6 +80,9 @@ func (m *Migration) load(ctx context.Context, _ *attempt) error {
 		})
 		m.tell(Event{Type: eventProgress, Message: "copy " + p.Table, Data: map[string]any{"table": p}})
 	}, m.builds)
+	if errors.Is(err, ErrDeposed) { // the copy's own transactions were refused
+		m.depose(err)
+	}
 	if err == nil {
 		m.update(func(l *live) { l.copied = &sum })
 	}

@@ -230,6 +230,22 @@ func (d *Database) stillMine(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// Guard makes a transaction of others at this database fail when another process has claimed it, and that
+// one wait until the transaction has ended: for what no method of a Database does, such as copying rows.
+func (d *Database) Guard(ctx context.Context, tx pgx.Tx) error {
+	if d.token() == "" {
+		return nil
+	}
+	var there bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('ficus.driver') IS NOT NULL`).Scan(&there); err != nil {
+		return d.wrap("look who drives the migration", err)
+	}
+	if !there {
+		return d.wrap("look who drives the migration", fmt.Errorf("%w: schema ficus is gone", migrate.ErrDeposed))
+	}
+	return d.wrap("look who drives the migration", d.stillMine(ctx, tx))
+}
+
 // enter puts the token of a claim that was made before schema ficus into it.
 func (d *Database) enter(ctx context.Context, tx pgx.Tx) error {
 	mine := d.token()

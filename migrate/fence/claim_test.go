@@ -95,6 +95,39 @@ func TestDeposed(t *testing.T) {
 	}
 }
 
+// TestGuard: a transaction of a copy holds up whoever takes the migration over until it has ended, and the next
+// one of the replaced process is refused.
+//
+// It fails when Guard reads the token without a lock, and when it does not compare it.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	first, db, _ := installed(t)
+	second := open(t, db, migrate.Source)
+	ctx := t.Context()
+	_, err := first.Claim(ctx)
+	must(t, err)
+	tx, err := db.Conn(t).Begin(ctx)
+	must(t, err)
+	must(t, first.Guard(ctx, tx))
+	endDriver(t, db)
+	claimed := make(chan error, 1)
+	go func() {
+		_, err := second.Claim(ctx)
+		claimed <- err
+	}()
+	pgtest.Eventually(t, "the second one to wait", func() bool {
+		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ficus/driver' AND wait_event_type = 'Lock' AND datname = current_database()`) == 1
+	})
+	must(t, tx.Commit(ctx))
+	must(t, <-claimed)
+	late, err := db.Conn(t).Begin(ctx)
+	must(t, err)
+	if err := first.Guard(ctx, late); !errors.Is(err, migrate.ErrDeposed) {
+		t.Errorf("a transaction of the replaced process: %v", err)
+	}
+	must(t, late.Rollback(ctx))
+}
+
 // TestClaimSurvivesItsSession: a process whose session broke goes on when nobody came meanwhile, and
 // what it had on its way still counts.
 //

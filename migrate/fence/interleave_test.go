@@ -106,7 +106,7 @@ func interleave(t *testing.T, d *Database, db *pgtest.Database, sql string, at m
 			t.Error(err)
 		}
 		close(returned)
-		fenced <- db.Strings(t, rows)[0] // which a writer's lock may hold up
+		fenced <- db.Strings(t, rows)[0] //nolint:contextcheck // the helper has the test's; a writer's lock may hold it up
 	}()
 	if at == beforeStatement {
 		<-returned

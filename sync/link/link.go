@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -74,6 +75,8 @@ type Config struct {
 	// LockTimeout bounds how long the application may wait behind a change of replica identity.
 	// Default 200 ms.
 	LockTimeout time.Duration
+	// Guard is called first in each transaction of a copy at the destination; see [snapshot.Config].
+	Guard func(context.Context, pgx.Tx) error
 	// Log receives what an operator may want to know. Default: nothing.
 	Log *slog.Logger
 }

@@ -146,7 +146,7 @@ func (s sessions) end(ctx context.Context) {
 func (l *Link) copy(ctx context.Context, load *LoadConfig, p *parts, b base, s sessions, cfg snapshot.Config) (result snapshot.Result, err error) {
 	cfg.Source, cfg.Target, cfg.Log, cfg.Link = l.cfg.From, l.cfg.To, l.cfg.Log, l.cfg.Name
 	cfg.Snapshot, cfg.Base, cfg.Until = b.exported, b.sees, b.until
-	cfg.Gate, cfg.AnswerTimeout = l.gate, l.cfg.AnswerTimeout
+	cfg.Gate, cfg.Guard, cfg.AnswerTimeout = l.gate, l.cfg.Guard, l.cfg.AnswerTimeout
 	cfg.Workers, cfg.ChunkBytes = load.Workers, load.ChunkBytes
 	cfg.Progress, cfg.Resumed, cfg.Copied, cfg.Idle = load.Progress, load.Resumed, load.Copied, load.Idle
 	err = l.underBudget(ctx, func(ctx context.Context) error {

@@ -52,6 +52,9 @@ func (c *copier) rebase(ctx context.Context, pulse *pg.Pulse, dst *pgx.Conn, t *
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // an error here follows one that is returned
 
+	if err := c.guard(ctx, tx); err != nil {
+		return "", err
+	}
 	if err := manifest.Enter(ctx, tx, c.cfg.Link, t.m.Source.Name, kept.Run); err != nil {
 		return "", err
 	}

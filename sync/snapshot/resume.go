@@ -37,7 +37,13 @@ func (c *copier) resume(ctx context.Context, pulse *pg.Pulse, dst *pgx.Conn) err
 	if c.cfg.Link == "" {
 		return nil
 	}
-	if err := manifest.Claim(ctx, dst, c.cfg.Link); err != nil {
+	err := pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
+		if err := c.guard(ctx, tx); err != nil {
+			return err
+		}
+		return manifest.Claim(ctx, tx, c.cfg.Link)
+	})
+	if err != nil {
 		return err
 	}
 	known, err := manifest.Read(ctx, dst, c.cfg.Link)

@@ -43,6 +43,9 @@ type Config struct {
 	Idle   func(ctx context.Context)
 	// Gate is called before each chunk and may wait, to let the source breathe. Default: none.
 	Gate func(context.Context) error
+	// Guard is called first in each transaction that changes the target. An error refuses it: another
+	// process may have taken the copy over meanwhile. Default: nobody is asked.
+	Guard func(context.Context, pgx.Tx) error
 	// Resumed is told, before anything is copied, how many of how many chunks an earlier, interrupted
 	// copy has finished, if there are any. Default: nobody is told.
 	Resumed func(done, all int)
@@ -223,6 +226,14 @@ func (c *copier) look(ctx context.Context, src, dst *pgx.Conn) (limits planLimit
 	return limits, nil
 }
 
+// guard asks whether a transaction may still change the target.
+func (c *copier) guard(ctx context.Context, tx pgx.Tx) error {
+	if c.cfg.Guard == nil {
+		return nil
+	}
+	return c.cfg.Guard(ctx, tx)
+}
+
 // begin cuts the tables into chunks, empties those of which nothing is kept, and records both.
 func (c *copier) begin(ctx context.Context, dst *pgx.Conn, limits planLimits) (queue []chunk, err error) {
 	var fresh []*table
@@ -235,6 +246,9 @@ func (c *copier) begin(ctx context.Context, dst *pgx.Conn, limits planLimits) (q
 		}
 	}
 	err = pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
+		if err := c.guard(ctx, tx); err != nil {
+			return err
+		}
 		if err := empty(ctx, tx, fresh, c.cfg.Alone || len(fresh) < len(c.tables)); err != nil {
 			return err
 		}

@@ -126,6 +126,9 @@ func (c *copier) copyChunk(ctx context.Context, src *reader, dst *pgx.Conn, ch c
 	if err != nil {
 		return fmt.Errorf("begin on the target: %w", err)
 	}
+	if err := c.guard(ctx, tx); err != nil {
+		return err
+	}
 	if c.cfg.Link != "" {
 		if err := manifest.Enter(ctx, tx, c.cfg.Link, t.m.Source.Name, t.run); err != nil {
 			return err
