@@ -10,9 +10,11 @@ import (
 
 // TestReplicaIdentities: what Ficus does about each replica identity, of a table and of a partition,
 // and whether it may. With a weaker one published, PostgreSQL would refuse the application's updates.
+// It fails when partitions are not looked at, and when partitions of partitions are not.
 func TestReplicaIdentities(t *testing.T) {
 	t.Parallel()
 	const parted = "CREATE TABLE t (id int PRIMARY KEY, u int NOT NULL, v int) PARTITION BY RANGE (id); CREATE TABLE t1 PARTITION OF t DEFAULT; "
+	const below = "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE t1 PARTITION OF t DEFAULT PARTITION BY RANGE (id); CREATE TABLE t11 PARTITION OF t1 DEFAULT; "
 	const asItIs, full, inserts = "as it is", "full", "inserts only"
 	for _, tt := range []struct{ name, ddl, may, mayNot string }{
 		{"default", "CREATE TABLE t (id int PRIMARY KEY)", asItIs, asItIs},
@@ -30,6 +32,9 @@ func TestReplicaIdentities(t *testing.T) {
 		{"nothing of a partition", parted + "ALTER TABLE t1 REPLICA IDENTITY NOTHING", full, inserts},
 		{"full of a partition", parted + "ALTER TABLE t1 REPLICA IDENTITY FULL", asItIs, asItIs},
 		{"another index of a partition", parted + "CREATE UNIQUE INDEX i ON t1 (u); ALTER TABLE t1 REPLICA IDENTITY USING INDEX i", full, full},
+		{"partitions of a partition", below, asItIs, asItIs},
+		{"nothing of a partition's partition", below + "ALTER TABLE t11 REPLICA IDENTITY NOTHING", full, inserts},
+		{"full of a partition's partition", below + "ALTER TABLE t11 REPLICA IDENTITY FULL", asItIs, asItIs},
 		{"full of the root alone", parted + "ALTER TABLE t REPLICA IDENTITY FULL", full, full},
 		{"full of root and partition", parted + "ALTER TABLE t REPLICA IDENTITY FULL; ALTER TABLE t1 REPLICA IDENTITY FULL", asItIs, asItIs},
 	} {
