@@ -171,7 +171,7 @@ func load(ctx context.Context, conn *pgx.Conn, seed uint64) error {
 func TestNoFalseAlarmUnderLoad(t *testing.T) {
 	t.Parallel()
 	src, dst := pair(t, loadTables)
-	m, stop := loaded(t, src, dst)
+	m, stop := loaded(t, src, dst, 3)
 	cfg := config(t, src, dst)
 	cfg.Follower, cfg.ChunkRows, cfg.ShowValues = m, 1000, true
 

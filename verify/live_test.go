@@ -12,14 +12,14 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
-// loaded starts three writers on the source and a mirror that follows, until stop.
-func loaded(t *testing.T, src, dst *pgtest.Database) (m *mirror, stop func()) {
+// loaded starts writers on the source and a mirror that follows, until stop.
+func loaded(t *testing.T, src, dst *pgtest.Database, writers int) (m *mirror, stop func()) {
 	t.Helper()
 	m = newMirror(t, src, dst)
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
-	errs := make(chan error, 4)
-	for i := range 3 {
+	errs := make(chan error, writers+1)
+	for i := range writers {
 		conn := src.Conn(t)
 		all.Go(func() { errs <- load(ctx, conn, uint64(i)) })
 	}
@@ -27,7 +27,7 @@ func loaded(t *testing.T, src, dst *pgtest.Database) (m *mirror, stop func()) {
 	return m, sync.OnceFunc(func() {
 		cancel()
 		all.Wait()
-		for range 4 {
+		for range writers + 1 {
 			if err := <-errs; err != nil {
 				t.Error(err)
 			}
@@ -50,7 +50,7 @@ func TestLive(t *testing.T) {
 	t.Parallel()
 	src, dst := pair(t, loadTables+`CREATE TABLE keyless (v int); INSERT INTO keyless SELECT generate_series(1, 100);
 CREATE TABLE c (x text, y int, v text, PRIMARY KEY (y, x)); INSERT INTO c SELECT 'x' || i % 7, i, 'v' FROM generate_series(1, 700) i;`)
-	m, stop := loaded(t, src, dst)
+	m, stop := loaded(t, src, dst, 3)
 	defer stop()
 
 	passes, alarms := make(chan Pass), make(chan *Report, 100)
