@@ -14,7 +14,8 @@ import (
 // TestDataDirectoryLost: the process is killed and everything that it kept on disk is gone. Where the
 // source kept what the target lacks the same command goes on without a new copy; where it was told to
 // forget it, the command refuses and says between which positions changes are missing.
-// Broken on purpose: without adopt both copy again, and the second hides that anything was missing.
+// Broken on purpose: without adopt both copy again, and the second hides that anything was missing; without
+// the comparison of slot and progress the second fails later, and does not say what is missing.
 func TestDataDirectoryLost(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{"follow", "run"} {

@@ -19,7 +19,8 @@ func sourceWins(c *Config) { c.OnConflict = SourceWins }
 const decisions = `SELECT lsn, table_name, op, key, conflict, decision FROM ficus.conflicts WHERE link = 'test' ORDER BY id`
 
 // TestSourceWins: whatever rows a stranger put or took away at the destination, it ends with the
-// source's, and each decision is recorded with the transaction that it was about.
+// source's, and each decision is recorded with the transaction that it was about. It fails when only the
+// first of several rows in the way gives way, and when a row that a delete wants is missed.
 func TestSourceWins(t *testing.T) {
 	t.Parallel()
 	const ddl = `CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, v int, big text); CREATE TABLE f (a int, b text); ALTER TABLE f REPLICA IDENTITY FULL;
@@ -83,7 +84,8 @@ func TestSourceWins(t *testing.T) {
 }
 
 // TestSourceWinsStops: what is no conflict of rows, or would take a guess, stops as without it, and
-// leaves no trace.
+// leaves no trace. It fails when a key decides that the source does not have, or one with a condition, and
+// when a row is put back without its large value.
 func TestSourceWinsStops(t *testing.T) {
 	t.Parallel()
 	const ddl = "CREATE TABLE t (id int PRIMARY KEY, u text, v int, big text); CREATE TABLE d (id int PRIMARY KEY, u int UNIQUE DEFERRABLE); CREATE UNIQUE INDEX part ON d (u) WHERE u > 100"
@@ -129,7 +131,7 @@ func TestSourceWinsStops(t *testing.T) {
 }
 
 // TestSourceWinsInParts: a transaction that comes in parts is recorded under its end, also where the
-// parts that decided were written long before the end was known.
+// parts that decided were written long before the end was known. It fails when nobody adds it.
 func TestSourceWinsInParts(t *testing.T) {
 	t.Parallel()
 	const ddl = "CREATE TABLE t (id int PRIMARY KEY, v int)"
@@ -147,7 +149,7 @@ func TestSourceWinsInParts(t *testing.T) {
 }
 
 // TestSourceWinsTouches: the keys of rows that were removed count as changed, so that a delta proof
-// looks at them: the source may have such a row.
+// looks at them: the source may have such a row. It fails when only the row that was written counts.
 func TestSourceWinsTouches(t *testing.T) {
 	t.Parallel()
 	const ddl = "CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE)"
@@ -164,7 +166,8 @@ func TestSourceWinsTouches(t *testing.T) {
 }
 
 // TestSourceWinsExactlyOnce: however often the applier and its session are killed, each decision is
-// recorded once. It fails when a decision is recorded outside the transaction that carries it out.
+// recorded once. It fails when a decision is recorded outside the transaction that carries it out, and
+// when what was sent behind a conflict is not sent again.
 func TestSourceWinsExactlyOnce(t *testing.T) {
 	t.Parallel()
 	const ddl, rows = "CREATE TABLE t (id int PRIMARY KEY, v int)", 300
