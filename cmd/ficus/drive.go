@@ -181,7 +181,8 @@ func (a *app) showStatus(s migrate.Status) {
 		rows = append(rows, []string{"  proof", fmt.Sprintf("%s rows at %s, %d differences, %s ago", units.Count(p.Rows), p.LSN, p.Differences, units.Duration(time.Since(p.Time)))})
 	}
 	for _, p := range s.Promotions {
-		rows = append(rows, []string{"  promotion", fmt.Sprintf("epoch %d to the %s at %s: no writes for %s, clients waited p99 %s", p.Epoch, p.To, p.At.Local().Format(time.TimeOnly), units.Duration(p.Blackout), units.Duration(p.Stall.P99))})
+		rows = append(rows, []string{"  promotion", fmt.Sprintf("epoch %d to the %s at %s: no writes for %s, clients waited p99 %s; %d touched keys compared in %s, %d differences", p.Epoch, p.To, p.At.Local().Format(time.TimeOnly),
+			units.Duration(p.Blackout), units.Duration(p.Stall.P99), p.Proof.Keys, units.Duration(p.Proof.Elapsed), p.Proof.Differences)})
 	}
 	if s.Owner == migrate.Target {
 		verdict := "safe"
