@@ -72,18 +72,19 @@ func (f *ficusFollower) discard(ctx context.Context) error {
 type nativeFollower struct {
 	*ground
 	streaming string // "off", "on", "parallel"
+	commits   string // synchronous_commit of the target's worker, "off" or "on"
 }
 
 // natives returns one for each way to treat large transactions, where there are any and the servers
 // know more than one.
 func natives(g *ground) []follower {
-	list := []follower{&nativeFollower{g, "off"}}
+	list := []follower{&nativeFollower{g, "off", "off"}}
 	older := min(g.Source.Install().Major, g.Target.Install().Major)
 	if g.work.streams && older >= 14 {
-		list = append(list, &nativeFollower{g, "on"})
+		list = append(list, &nativeFollower{g, "on", "off"})
 	}
 	if g.work.streams && older >= 16 {
-		list = append(list, &nativeFollower{g, "parallel"})
+		list = append(list, &nativeFollower{g, "parallel", "off"})
 	}
 	return list
 }
@@ -93,20 +94,23 @@ func (n *nativeFollower) about() Contender {
 	if n.streaming != "off" {
 		name += ", streaming " + n.streaming
 	}
+	if n.commits != "off" {
+		name += ", synchronous_commit " + n.commits
+	}
 	return Contender{Name: name, Settings: "CREATE SUBSCRIPTION ... WITH (" + n.options() + "), wal_retrieve_retry_interval 50ms"}
 }
 
-// options are those that make it fastest; synchronous_commit = off is its default.
+// options are those that make it fastest, its own default for commits among them; Ficus commits as "on" does.
 func (n *nativeFollower) options() string {
 	if n.Target.Install().Major < 14 || n.Source.Install().Major < 14 {
-		return "synchronous_commit = off"
+		return "synchronous_commit = " + n.commits
 	}
-	return fmt.Sprintf("binary = true, streaming = %s, synchronous_commit = off", n.streaming)
+	return fmt.Sprintf("binary = true, streaming = %s, synchronous_commit = %s", n.streaming, n.commits)
 }
 
 // database names the database and the subscription.
 func (n *nativeFollower) database() string {
-	return n.work.name + "_native_" + n.streaming
+	return n.work.name + "_native_" + n.streaming + "_" + n.commits
 }
 
 func (n *nativeFollower) slot() string { return n.database() }

@@ -34,7 +34,7 @@ func (lag) run(ctx context.Context, b *bench) (_ []*Result, err error) {
 	if err := g.fill(ctx); err != nil {
 		return nil, err
 	}
-	followers := []follower{&ficusFollower{ground: g}, &nativeFollower{g, "off"}}
+	followers := []follower{&ficusFollower{ground: g}, &nativeFollower{g, "off", "off"}, &nativeFollower{g, "off", "on"}}
 	var all []contender
 	for _, f := range followers {
 		all = append(all, &steady{catcher{g, f}})

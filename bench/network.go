@@ -142,7 +142,7 @@ func newTraveller(g *ground, f *far, d distance, roundTrip time.Duration) *trave
 	own.url = f.url
 	t := &traveller{catcher{&own, &ficusFollower{ground: &own}}, f, d, roundTrip}
 	if d.native {
-		t.follower = &nativeFollower{&own, "off"}
+		t.follower = &nativeFollower{&own, "off", "off"}
 	}
 	return t
 }
