@@ -63,8 +63,7 @@ func (b *bench) comparing(t testing.TB, done int64) Status {
 }
 
 // A comparison is paused and goes on, in sight, and on record with the name of who asked; the process may
-// end meanwhile, and the rate does not count the pause. Catches: a pause that does not outlive the
-// process, a rate since the beginning, a pause that ends with nobody's wish.
+// end meanwhile, and the rate does not count the pause.
 func TestPauseOfAComparison(t *testing.T) {
 	inWorld(t, func(t bubble) {
 		b := slowBench(t)

@@ -184,7 +184,7 @@ func TestAcrossVersions(t *testing.T) {
 }
 
 // What only a collation takes for equal differs, and is told. It also is a key then: two rows of the target
-// may be one to its index. Catches: comparing text, or keys, by the column's collation.
+// may be one to its index.
 func TestCollationEqualIsDifferent(t *testing.T) {
 	t.Parallel()
 	src, dst := pair(t, `CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);

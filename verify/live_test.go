@@ -44,8 +44,8 @@ func long(short time.Duration) time.Duration {
 }
 
 // While three sessions write and a mirror follows, pass after pass finds nothing; then every kind of
-// wrong row is found, and only these. Catches: telling what was seen at first sight, reading the
-// source's side alone, a page that leaves its last row out, a table without a key that is passed over.
+// wrong row is found, and only these. Catches: telling what was seen at first sight, and reading
+// the source's side alone, which it waits for in vain.
 func TestLive(t *testing.T) {
 	t.Parallel()
 	src, dst := pair(t, loadTables+`CREATE TABLE keyless (v int); INSERT INTO keyless SELECT generate_series(1, 100);

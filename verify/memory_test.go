@@ -25,7 +25,7 @@ const (
 
 // mayGrow is how much more memory a comparison of ten times as many rows may take, in kB: what the garbage
 // collector leaves lying about. A row that is kept takes some hundred bytes, so 180,000 more of them far more.
-const mayGrow = 12_000
+const mayGrow = 6_000
 
 // The most memory that a comparison ever has does not depend on the number of rows, nor on how many of them
 // differ, nor on how many keys a delta is given. Catches: keeping what differs beyond the samples, keeping

@@ -15,8 +15,7 @@ import (
 
 // Rows are mended while a session writes to them and a mirror follows, again and again: the mirror
 // must find every row as the stream has it afterwards (it fails otherwise), and in the end nothing
-// differs. Catches: mending without stopping the follower, mending what an earlier instant showed,
-// letting the follower go on before the rows are mended, looking at the source's present.
+// differs. Catches: letting the follower go on before the rows are mended.
 func TestMendFollowing(t *testing.T) {
 	t.Parallel()
 	src, dst := pair(t, loadTables+"CREATE TABLE still (id int PRIMARY KEY, v text); INSERT INTO still SELECT i, 'v' FROM generate_series(1, 100) i")

@@ -135,8 +135,7 @@ func TestVerifyMigrationKeepsEvidence(t *testing.T) {
 
 // A follower is mended while a client writes to the owner: the rows that a stranger damaged are right
 // afterwards, the link goes on over them, and the journal says who asked; the same databases, given by
-// their addresses, are refused. Catches: mending over a live link by a comparison of its own, a watch that
-// takes the mending for a stranger's, definitions that are not compared.
+// their addresses, are refused. The watch over writes of strangers tells of theirs, and not of the mending.
 func TestVerifyMendsAFollower(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
@@ -211,8 +210,7 @@ func TestVerifyMendsAFollower(t *testing.T) {
 	p.stop(os.Interrupt)
 }
 
-// A comparison of a migration is paused by one person and resumed by another, in sight. Catches: a pause
-// that is not shown, or that nobody waits for.
+// A comparison of a migration is paused by one person and resumed by another, in sight.
 func TestVerifyPause(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
