@@ -107,7 +107,7 @@ func TestPauseOfAComparison(t *testing.T) {
 }
 
 // A pause ends with what was paused: the next comparison does not wait for somebody who thinks that it is
-// over. Catches: a pause that is left behind by a comparison that was asked for, or by a cancelled migration.
+// over.
 func TestPauseEndsWithTheComparison(t *testing.T) {
 	inWorld(t, func(t bubble) {
 		b := slowBench(t)

@@ -35,8 +35,7 @@ func (d *diary) note(line string) {
 
 // One comparison at a time holds the link, from its first stop until that is released: the second one waits,
 // goes on when the first is through, and gives up with its context; a stop that fails leaves the turn to
-// others, and a release that comes twice takes nobody else's. Catches: a turn that ends with the second
-// stop, one that is kept after an error, one that is given back twice.
+// others, and a release that comes twice takes nobody else's.
 func TestTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
