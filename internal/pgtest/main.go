@@ -84,7 +84,7 @@ func (p *pool) stop() {
 	defer p.mu.Unlock()
 	for _, s := range p.clusters {
 		s.once.Do(func() {})
-		if s.server == nil {
+		if s.server == nil || s.err != nil { // a server that did not start is a nil of its type
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
