@@ -133,7 +133,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Forward.Mappings,
 		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly, OnConflict: e.job.onConflict(),
 		Guard: e.sides[migrate.Target].Guard,
-		Log: cfg.Log.With(slog.String("link", "forward")),
+		Log:   cfg.Log.With(slog.String("link", "forward")),
 	}))
 	if err != nil || len(plan.Lossy) > 0 {
 		return err
@@ -142,7 +142,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Backward.Mappings,
 		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly, OnConflict: e.job.onConflict(),
 		Guard: e.sides[migrate.Source].Guard,
-		Log: cfg.Log.With(slog.String("link", "reverse")),
+		Log:   cfg.Log.With(slog.String("link", "reverse")),
 	}))
 	return err
 }
