@@ -98,7 +98,7 @@ func TestDeposed(t *testing.T) {
 // TestGuard: a transaction of a copy holds up whoever takes the migration over until it has ended, and the next
 // one of the replaced process is refused.
 //
-// It fails when Guard reads the token without a lock, and when it does not compare it.
+// It fails when Guard reads the token without a lock.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	first, db, _ := installed(t)
