@@ -132,6 +132,10 @@ func (r *Reader) Next(ctx context.Context) (Chunk, error) {
 	}
 }
 
+// Position returns the end of the last chunk that was returned, of a large transaction only with its last
+// piece: from there on the reader needs the stream.
+func (r *Reader) Position() change.LSN { return r.pos }
+
 // Close ends the reader. A reader holds nothing open between calls, so that one which stands still
 // keeps neither memory nor files from being freed.
 func (r *Reader) Close() error {

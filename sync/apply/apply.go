@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -100,6 +101,7 @@ type Applier struct {
 	log     log
 	sources map[schema.Name]*transform.Mapping
 	gate    *gate
+	read    atomic.Uint64 // the session has read the stream up to here
 }
 
 // New returns an Applier that does nothing until Run.
@@ -147,6 +149,11 @@ func (a *Applier) idleAt(applied change.LSN) change.LSN {
 // Applied returns the end of the last transaction committed at the destination, durably; 0 before
 // the first session has read it.
 func (a *Applier) Applied() change.LSN { return a.gate.read().applied }
+
+// Done returns up to where the stream is of no more use: the destination holds it, and the session has
+// read it. Where a stream was lost and fills again the session reads what the destination holds, for the
+// descriptions of tables that are in it.
+func (a *Applier) Done() change.LSN { return min(a.Applied(), change.LSN(a.read.Load())) }
 
 // Stats returns the counters.
 func (a *Applier) Stats() Stats { return a.gate.read().stats }
@@ -266,6 +273,7 @@ func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()
 	if err != nil {
 		return err
 	}
+	a.read.Store(uint64(min(at.lsn, a.log.Head()))) // where a reader begins
 	a.gate.update(func(s *state) {
 		s.applied, s.writing, s.standing = at.lsn, 0, 0
 		if at.signal != "" && !slices.Contains(s.signals, at.signal) {
@@ -293,7 +301,7 @@ func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()
 	g, ctx := errgroup.WithContext(ctx)
 	defer interrupt(ctx, conn.PgConn().Conn())()
 	l := newLane(a, w, batches, progress)
-	g.Go(func() error { return fetch(ctx, reader, chunks) })
+	g.Go(func() error { return a.fetch(ctx, reader, chunks) })
 	g.Go(func() error { return newCollector(a, at, held, targets, batches).run(ctx, pins, chunks) })
 	g.Go(func() error { return l.run(ctx) })
 	g.Go(func() error { return l.hear(ctx) })
@@ -329,7 +337,7 @@ func (a *Applier) countDecided(ctx context.Context, w *writer) error {
 }
 
 // fetch passes on the chunks of the log. The batches keep parts of them.
-func fetch(ctx context.Context, reader logReader, chunks chan<- eventstore.Chunk) error {
+func (a *Applier) fetch(ctx context.Context, reader logReader, chunks chan<- eventstore.Chunk) error {
 	for {
 		c, err := reader.Next(ctx)
 		if err != nil {
@@ -340,6 +348,7 @@ func fetch(ctx context.Context, reader logReader, chunks chan<- eventstore.Chunk
 			return context.Cause(ctx)
 		case chunks <- c:
 		}
+		a.read.Store(uint64(reader.Position()))
 	}
 }
 

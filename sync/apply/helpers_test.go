@@ -63,6 +63,10 @@ func (l *memLog) merge() {
 func (l *memLog) Head() change.LSN {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.headLocked()
+}
+
+func (l *memLog) headLocked() change.LSN {
 	if len(l.chunks) == 0 {
 		return 0
 	}
@@ -82,7 +86,9 @@ func (l *memLog) Touch(_ context.Context, keys []eventstore.Touched) error {
 	return nil
 }
 
-func (l *memLog) Read(from change.LSN) logReader { return &memReader{log: l, from: from} }
+func (l *memLog) Read(from change.LSN) logReader {
+	return &memReader{log: l, from: min(from, l.Head())}
+}
 
 type memReader struct {
 	log  *memLog
@@ -118,6 +124,17 @@ func (r *memReader) Next(ctx context.Context) (eventstore.Chunk, error) {
 		case <-wake:
 		}
 	}
+}
+
+func (r *memReader) Position() change.LSN {
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	for i := r.next - 1; i >= 0; i-- {
+		if c := r.log.chunks[i]; !c.Spilled || i+1 == len(r.log.chunks) || r.log.chunks[i+1].End != c.End {
+			return c.End
+		}
+	}
+	return r.from
 }
 
 func (r *memReader) Close() error { return nil }

@@ -24,6 +24,8 @@ type logReader interface {
 	Pins() ([][]byte, error)
 	// Next waits for the next chunk, which nobody changes any more.
 	Next(ctx context.Context) (eventstore.Chunk, error)
+	// Position returns up to where everything was returned.
+	Position() change.LSN
 	Close() error
 }
 

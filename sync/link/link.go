@@ -250,7 +250,7 @@ func (l *Link) trim(ctx context.Context, p *parts) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			if err := l.Stream().Trim(p.applier.Applied()); err != nil {
+			if err := l.Stream().Trim(p.applier.Done()); err != nil {
 				return fmt.Errorf("trim the event store: %w", err)
 			}
 		}
