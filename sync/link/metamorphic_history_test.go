@@ -86,7 +86,6 @@ type history struct {
 func (c *campaign) newHistory(t *testing.T, seed uint64, s settings) *history {
 	t.Helper()
 	h := &history{settings: s, w: rand.New(rand.NewPCG(seed, 0)), disk: vfs.NewCrashableMem()}
-	h.mappings, h.whole = c.grounds[s.From].mappings, c.grounds[s.From].whole
 	if s.Own {
 		for i, major := range []int{s.From, s.To} {
 			h.servers[i] = smallCluster(t, pgtest.Version(major))
@@ -94,7 +93,11 @@ func (c *campaign) newHistory(t *testing.T, seed uint64, s settings) *history {
 		h.from, h.to = h.servers[0].DB(t), h.servers[1].DB(t)
 		h.from.Exec(t, historyTables()+historyRows)
 		h.to.Exec(t, historyTables())
+		var err error // a table made anew is another one, and known by its number
+		h.mappings, h.whole, err = describe(t.Context(), h.from)
+		must(t, err)
 	} else {
+		h.mappings, h.whole = c.grounds[s.From].mappings, c.grounds[s.From].whole
 		h.from = pgtest.DB(t, pgtest.Version(s.From), pgtest.Template(c.grounds[s.From].full))
 		h.to = pgtest.DB(t, pgtest.Version(s.To), pgtest.Template(c.grounds[s.To].empty))
 	}
