@@ -2,6 +2,8 @@ package source
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"syscall"
 	"time"
@@ -16,14 +18,21 @@ const (
 	// napBytes is how much has to come in that time for a nap to be worth it: 8 MB/s.
 	napBytes = 16 << 10
 	// lowWater is what has to have come for the kernel to wake somebody all the same.
-	lowWater = 256 << 10
+	lowWater = 32 << 10
+	// nearBuffer is how much the kernel takes for a reader of a server that is near, where near is
+	// answered within nearTrip. Linux lets a buffer grow with what is read from it. A server whose client has room
+	// sends each change as a packet, through the whole network stack; one whose client has none for
+	// the moment gathers, and sends as much as fits: the same rows for 2.9 seconds of processor time
+	// instead of 4.5. Over a distance the buffer is what fills the way, and is left alone.
+	nearBuffer = 64 << 10
+	nearTrip   = 300 * time.Microsecond
 )
 
 // A patient connection does not wait for each of very many small messages.
 //
 // A walsender sends each change by itself, and where somebody waits for it each send wakes him up: that
-// costs the server as much as decoding, for every row of a backlog, because who only stores the changes
-// is faster than who decodes them. So while much is coming the connection naps, the kernel having been
+// costs both, for every row of a backlog, because who only stores the changes is faster than who
+// decodes them. So while much is coming the connection naps, the kernel having been
 // told to let it sleep (SO_RCVLOWAT, see socket(7)), and then takes everything at once. When little comes
 // it waits for every byte: nothing is late, by a nap, but what comes at the end of a flood.
 //
@@ -43,9 +52,15 @@ type patient struct {
 func patiently(cfg *pgx.ConnConfig) {
 	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		began := time.Now()
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
+		}
+		if c, ok := conn.(*net.TCPConn); ok && time.Since(began) < nearTrip { // a connection takes one round trip
+			if err := c.SetReadBuffer(nearBuffer); err != nil {
+				return nil, fmt.Errorf("make the receive buffer small: %w", errors.Join(err, conn.Close()))
+			}
 		}
 		return newPatient(conn), nil
 	}
