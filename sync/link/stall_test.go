@@ -57,7 +57,7 @@ func TestTargetSilent(t *testing.T) {
 }
 
 // TestCopySilent: a server that goes silent in the middle of COPY is named, with the table. It fails when
-// nobody counts who is waited for, and when the cause is not taken where the table is known.
+// the cause is not taken where the table is known.
 func TestCopySilent(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ side, how string }{{"source", "swallows"}, {"target", "swallows"}, {"target", "stalls"}} {
