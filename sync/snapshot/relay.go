@@ -127,11 +127,12 @@ func (r *relay) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// tell adds to the table's counters what they do not have.
+// tell adds to the table's counters what they do not have, the last row excepted: it may be the trailer.
 func (r *relay) tell() {
-	r.table.rows.Add(r.rows - r.told.rows)
+	rows := max(r.rows-1, 0)
+	r.table.rows.Add(rows - r.told.rows)
 	r.table.bytes.Add(r.bytes - r.told.bytes)
-	r.told.rows, r.told.bytes = r.rows, r.bytes
+	r.told.rows, r.told.bytes = rows, r.bytes
 }
 
 // settle makes the COPY's share of the counters what PostgreSQL says that it was.
