@@ -25,7 +25,7 @@ const (
 	// the moment gathers, and sends as much as fits: the same rows for 2.9 seconds of processor time
 	// instead of 4.5. Over a distance the buffer is what fills the way, and is left alone.
 	nearBuffer = 64 << 10
-	nearTrip   = 300 * time.Microsecond
+	nearTrip   = time.Millisecond
 )
 
 // A patient connection does not wait for each of very many small messages.
