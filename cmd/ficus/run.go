@@ -100,7 +100,7 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 			screen.goesOn(began)
 		}
 		return e.Run(gctx, func(err error) {
-			screen.event(migrate.Event{Type: "error", Phase: migrate.Failed, Message: err.Error() + "; clients go on, and the migration waits for: ficus resume " + j.playbook.Name})
+			screen.event(migrate.Event{Time: time.Now(), Type: "error", Phase: migrate.Failed, Message: err.Error() + "; clients go on, and the migration waits for: ficus resume " + j.playbook.Name})
 		})
 	})
 	g.Go(func() error {
