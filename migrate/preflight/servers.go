@@ -110,7 +110,7 @@ func (r *report) signals(ctx context.Context, cfg Config, source, target *pgx.Co
 		var may bool
 		err := side.conn.QueryRow(ctx, `SELECT current_user, pg_has_role(current_user, 'pg_signal_backend', 'MEMBER') OR rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&role, &may)
 		if err != nil {
-			return fmt.Errorf("%s: may %s end sessions: %w", side.name, role, err)
+			return fmt.Errorf("%s: look whether the role may end sessions: %w", side.name, err)
 		}
 		if !may {
 			r.add(warn, "signal-backend", side.name, "GRANT pg_signal_backend TO "+schema.QuoteIdent(role),

@@ -97,7 +97,7 @@ type Stats struct {
 type Applier struct {
 	cfg     Config
 	limits  limits
-	trouble trouble
+	trouble backoff.Trouble // over when the destination writes again, or has nothing to write
 	log     log
 	sources map[schema.Name]*transform.Mapping
 	gate    *gate
@@ -237,7 +237,7 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	g.Go(func() error {
 		defer stop()
 		return a.applyOver(ctx, conn, func() {
-			a.well()
+			a.trouble.Over()
 			progress()
 		})
 	})
@@ -282,7 +282,7 @@ func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()
 	})
 
 	if at.lsn >= a.log.Head() {
-		a.well() // and nothing will be written that could tell
+		a.trouble.Over() // and nothing will be written that could tell
 	}
 	reader := a.log.Read(at.lsn)
 	defer func() { _ = reader.Close() }() // it holds nothing

@@ -40,7 +40,6 @@ type targetColumn struct {
 	domain    bool   // over base
 	equal     string // OPERATOR(schema.=): there is no search_path to find it by
 	form      form   // of its values in typed statements
-	special   bool   // input is more than a call of the type's input function
 	input     string // SQL on %s that reads the text of a value, where a cast from text would do something else; else ""
 }
 
@@ -127,7 +126,6 @@ func loadTargets(ctx context.Context, conn *pgx.Conn, mappings []transform.Mappi
 			targets[name] = tt
 		}
 		column := c
-		column.special = column.input == octalChar
 		if column.input == "" {
 			column.form = formOf(column.base)
 		}

@@ -94,9 +94,9 @@ func bind(rel *change.Relation, m *transform.Mapping, target *target) (*table, e
 }
 
 // copies reports whether COPY does with the table's rows what INSERT does: each value is read by its type's
-// input function, and nothing is computed.
+// input function, without help, and nothing is computed.
 func (t *table) copies() bool {
-	return !t.computed && !slices.ContainsFunc(t.columns, func(c column) bool { return c.special })
+	return !t.computed && !slices.ContainsFunc(t.columns, func(c column) bool { return c.input == octalChar })
 }
 
 func (t *table) addParam(rel *change.Relation, name string) int {

@@ -1,6 +1,8 @@
 package apply
 
 import (
+	"slices"
+
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 )
@@ -33,6 +35,7 @@ type touches struct {
 	list []eventstore.Touched
 	all  map[*table]bool // recorded as a whole
 	keys []byte          // where keys are cut from
+	key  []change.Value  // of one row
 }
 
 // everything records a table as a whole.
@@ -47,28 +50,21 @@ func (t *touches) rows(table *table, rows []imagePair) {
 	name := table.touchedName()
 	for _, r := range rows {
 		if r.key != nil {
-			t.list = append(t.list, eventstore.Touched{Table: name, Key: t.key(r.key), At: t.at})
+			t.list = append(t.list, eventstore.Touched{Table: name, Key: t.encode(r.key), At: t.at})
 		}
 		if r.row != nil && (r.key == nil || table.moves(r.key, r.row)) {
-			t.list = append(t.list, eventstore.Touched{Table: name, Key: t.keyOf(table, r.row), At: t.at})
+			t.key = slices.Grow(t.key[:0], len(table.key))[:len(table.key)]
+			table.keyOf(t.key, r.row)
+			t.list = append(t.list, eventstore.Touched{Table: name, Key: t.encode(t.key), At: t.at})
 		}
 	}
 }
 
-// key encodes a key.
-func (t *touches) key(values []change.Value) []byte {
+// encode encodes a key.
+func (t *touches) encode(values []change.Value) []byte {
 	start := len(t.keys)
 	for _, v := range values {
 		t.keys = change.AppendFrame(t.keys, v.Data)
-	}
-	return t.keys[start:len(t.keys):len(t.keys)]
-}
-
-// keyOf encodes the key of a row image.
-func (t *touches) keyOf(table *table, row []change.Value) []byte {
-	start := len(t.keys)
-	for _, k := range table.key {
-		t.keys = change.AppendFrame(t.keys, row[k.param].Data)
 	}
 	return t.keys[start:len(t.keys):len(t.keys)]
 }
@@ -78,5 +74,5 @@ func (t *table) touchedName() string { return TouchedTable(t.mapping.Source.Name
 // touched returns one key as a touched one.
 func (t *table) touched(key []change.Value, at change.LSN) eventstore.Touched {
 	one := touches{at: at}
-	return eventstore.Touched{Table: t.touchedName(), Key: one.key(key), At: at}
+	return eventstore.Touched{Table: t.touchedName(), Key: one.encode(key), At: at}
 }

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,32 +14,13 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pg"
 )
 
-// A trouble is what keeps the applier from writing, though it tries again.
-type trouble struct {
-	mu struct {
-		sync.Mutex
-		err   error
-		since time.Time
-	}
-}
-
-// Trouble returns why nothing can be written at present and since when; nil while all is well.
-func (a *Applier) Trouble() (err error, since time.Time) { //nolint:revive,staticcheck // a state, not a failure of this call
-	a.trouble.mu.Lock()
-	defer a.trouble.mu.Unlock()
-	return a.trouble.mu.err, a.trouble.mu.since
-}
+// Trouble returns since when nothing can be written, and why; nil while all is well.
+func (a *Applier) Trouble() (since time.Time, err error) { return a.trouble.Now() }
 
 // troubled takes note of an error that will be tried again, and tells the operator: loudly when only
 // an operator can end it.
 func (a *Applier) troubled(ctx context.Context, err error) {
-	a.trouble.mu.Lock()
-	if a.trouble.mu.err == nil {
-		a.trouble.mu.since = time.Now()
-	}
-	a.trouble.mu.err = err
-	since := a.trouble.mu.since
-	a.trouble.mu.Unlock()
+	since := a.trouble.Note(err)
 	level, reason := slog.LevelWarn, "lost: connecting again"
 	switch code := pg.Code(err); {
 	case code == "53100":
@@ -52,13 +32,6 @@ func (a *Applier) troubled(ctx context.Context, err error) {
 	}
 	a.cfg.Log.LogAttrs(ctx, level, "destination lost, will try again", slog.String("link", a.cfg.Link), slog.String("why", reason),
 		slog.Time("since", since), slog.Any("err", err))
-}
-
-// well takes note that the destination writes again, or has nothing to write.
-func (a *Applier) well() {
-	a.trouble.mu.Lock()
-	defer a.trouble.mu.Unlock()
-	a.trouble.mu.err, a.trouble.mu.since = nil, time.Time{}
 }
 
 // A listener is a connection that knows how long somebody has waited for its next byte.

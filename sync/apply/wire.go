@@ -7,8 +7,8 @@ import (
 )
 
 // A wire encodes messages of PostgreSQL's extended query protocol, and sends them as they fill its
-// buffer: a statement with millions of bytes of rows is never whole in memory, and its bytes are
-// copied once.
+// buffer: a statement with millions of bytes of rows is never whole in memory, and what is text is copied
+// once.
 //
 //	Parse    'P' | length | name 0 | text 0 | int16 0
 //	Bind     'B' | length | portal 0 | name 0 | int16 formats | format... | int16 params | param... | int16 0

@@ -62,10 +62,10 @@ type walGuard struct {
 func (l *Link) Warnings() []string {
 	all := l.walWarnings()
 	if p, err := l.attached(); err == nil {
-		if err, since := p.reader.Trouble(); err != nil {
+		if since, err := p.reader.Trouble(); err != nil {
 			all = append(all, fmt.Sprintf("%s: nothing could be received since %s: %v", l.cfg.Name, since.Format(time.DateTime), err))
 		}
-		if err, since := p.applier.Trouble(); err != nil {
+		if since, err := p.applier.Trouble(); err != nil {
 			all = append(all, fmt.Sprintf("%s: nothing could be applied since %s: %v", l.cfg.Name, since.Format(time.DateTime), err))
 		}
 	}

@@ -2,8 +2,6 @@ package source
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"syscall"
 	"time"
@@ -58,9 +56,7 @@ func patiently(cfg *pgx.ConnConfig) {
 			return nil, err
 		}
 		if c, ok := conn.(*net.TCPConn); ok && time.Since(began) < nearTrip { // a connection takes one round trip
-			if err := c.SetReadBuffer(nearBuffer); err != nil {
-				return nil, fmt.Errorf("make the receive buffer small: %w", errors.Join(err, conn.Close()))
-			}
+			_ = c.SetReadBuffer(nearBuffer) // advice to the kernel: without it all is as right, and slower
 		}
 		return newPatient(conn), nil
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ficus-migrate/ficus/change"
+	"github.com/ficus-migrate/ficus/internal/backoff"
 )
 
 // positions is what the loops know about where things stand.
@@ -18,7 +19,7 @@ type positions struct {
 		// nothing of what it may forget.
 		mute bool
 	}
-	trouble trouble
+	trouble backoff.Trouble
 }
 
 func (p *positions) status() Status {
@@ -52,7 +53,7 @@ func (p *positions) disconnect() {
 func (p *positions) heard(now time.Time, serverEnd change.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.trouble.heard(now)
+	p.trouble.OverAfter(steadyAfter)
 	p.mu.LastMessage = now
 	p.mu.ServerEnd = max(p.mu.ServerEnd, serverEnd)
 }

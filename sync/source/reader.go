@@ -20,6 +20,10 @@ import (
 // a backlog is received.
 const syncPause = 20 * time.Millisecond
 
+// steadyAfter is how long after a failure a reader counts as well again that receives: a server that
+// cannot decode sends a little before it says so, each time.
+const steadyAfter = 5 * time.Second
+
 // receiveTimeout is what Config.ReceiveTimeout is by default.
 const receiveTimeout = 60 * time.Second
 
@@ -59,13 +63,16 @@ func (r *Reader) Status() Status {
 	return s
 }
 
+// Trouble returns since when nothing can be received, and why; nil while all is well.
+func (r *Reader) Trouble() (since time.Time, err error) { return r.pos.trouble.Now() }
+
 // Run receives until ctx is done, and returns its cause, or until an error that no new connection
 // mends: the slot or a publication is gone, or the stream and the server do not fit together. That
 // error carries a hint.
 func (r *Reader) Run(ctx context.Context) error {
 	retry := backoff.Timer{Min: 100 * time.Millisecond, Max: 30 * time.Second}
 	var faults faults
-	defer r.pos.trouble.over()
+	defer r.pos.trouble.Over()
 	for {
 		err := r.streamOnce(ctx, retry.Reset)
 		switch {
@@ -76,7 +83,7 @@ func (r *Reader) Run(ctx context.Context) error {
 		}
 		r.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "connection to the source lost, will reconnect",
 			slog.String("slot", r.cfg.Slot), slog.Any("err", err))
-		r.pos.trouble.troubled(err)
+		r.pos.trouble.Note(err)
 		if err := retry.Wait(ctx); err != nil {
 			return err
 		}
