@@ -429,6 +429,7 @@ func TestServe(t *testing.T) {
 			t.Errorf("%s: %d rows on the target", name, n)
 		}
 	}
+	nothingLeft(t, sources[second])
 	if s := sources[second].Strings(t, objects); !cmp.Equal(s, []string{"relation t, replica identity d", "relation t_pkey, replica identity n", "schema public"}) {
 		t.Errorf("cancelled, the source holds %q", s)
 	}

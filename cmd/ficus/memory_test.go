@@ -60,12 +60,14 @@ func peaks(t *testing.T, n int) []peak {
 	run := ficus(t, t.TempDir(), "follow", "--name", nameFor(source), "--source", source.URL, "--target", target.URL)
 	run.line("phase", map[string]any{"phase": "following"})
 	got := []peak{{"copy", peakMB(t, run)}}
+	writer := source.Conn(t) // of statements that take minutes where rows are many
 	for _, w := range []struct{ what, sql string }{
 		{"small transactions", fmt.Sprintf(`DO $$ BEGIN FOR i IN 0..%d LOOP
 			UPDATE public.t SET n = n + 1, v = v || 'x' WHERE id > i * 100 AND id <= i * 100 + 100; COMMIT; END LOOP; END $$`, n/100-1)},
 		{"one large transaction", fmt.Sprintf(`INSERT INTO public.t SELECT i, 0, repeat(md5(i::text), 5) FROM generate_series(%d, %d) i`, n+1, 2*n)},
 	} {
-		source.Exec(t, w.sql)
+		_, err := writer.Exec(t.Context(), w.sql)
+		must(t, err)
 		source.Exec(t, `INSERT INTO public.done VALUES ('`+w.what+`')`)
 		arrived := func() bool { return target.Int(t, `SELECT count(*) FROM public.done WHERE what = $1`, w.what) == 1 }
 		for deadline := time.Now().Add(10 * time.Minute); !arrived(); {
