@@ -149,6 +149,10 @@ func (s *soak) end(t *testing.T) {
 	t.Helper()
 	s.load.quiet(func() {
 		s.settle(t)
+		pgtest.Eventually(t, "the target's sequences to follow", func() bool {
+			next := `SELECT sum(last_value) FROM pg_sequences WHERE schemaname = 'public'`
+			return s.copyOf.Int(t, next) >= s.db.Int(t, next)
+		})
 		if code := s.ficus.interrupt(); code != 0 && code != 130 {
 			t.Errorf("ficus ended with status %d when interrupted\n%s", code, s.ficus.tail())
 		}
