@@ -2,6 +2,7 @@ package eventstore
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -136,4 +137,61 @@ func (b *Bucket) use(doing string, fn func(prefix) error) error {
 		return fmt.Errorf("bucket %q: %s: %w", b.name, doing, err)
 	}
 	return nil
+}
+
+// A Record is a value and its key.
+type Record struct {
+	Key   string
+	Value []byte
+}
+
+// Update stores and removes records in one step: after a crash all of it is there or nothing.
+// Concurrent calls share one fsync.
+func (b *Bucket) Update(put []Record, remove []string) error {
+	return b.use("update", func(p prefix) error {
+		batch := b.store.db.NewBatch()
+		var failed error
+		for _, key := range remove {
+			failed = errors.Join(failed, batch.Delete(p.key(tagRecord, []byte(key)), nil))
+		}
+		for _, r := range put {
+			failed = errors.Join(failed, batch.Set(p.key(tagRecord, []byte(r.Key)), r.Value, nil))
+		}
+		if failed == nil {
+			failed = batch.Commit(pebble.Sync)
+		}
+		return errors.Join(failed, batch.Close())
+	})
+}
+
+// Each calls fn with the records whose keys begin with keyPrefix, in their order, until it returns
+// false or an error, which Each returns. The record's value lives until fn returns.
+func (b *Bucket) Each(keyPrefix string, fn func(Record) (more bool, err error)) error {
+	return b.walk(keyPrefix, (*pebble.Iterator).First, (*pebble.Iterator).Next, fn)
+}
+
+// EachBack is Each from the last record to the first.
+func (b *Bucket) EachBack(keyPrefix string, fn func(Record) (more bool, err error)) error {
+	return b.walk(keyPrefix, (*pebble.Iterator).Last, (*pebble.Iterator).Prev, fn)
+}
+
+func (b *Bucket) walk(keyPrefix string, first, next func(*pebble.Iterator) bool, fn func(Record) (bool, error)) error {
+	return b.use("read", func(p prefix) (err error) {
+		own := p.key(tagRecord)
+		it, err := b.store.db.NewIter(within(append(bytes.Clone(own), keyPrefix...)))
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, it.Close()) }()
+		for ok := first(it); ok; ok = next(it) {
+			v, err := it.ValueAndErr()
+			if err != nil {
+				return err
+			}
+			if more, err := fn(Record{string(it.Key()[len(own):]), v}); err != nil || !more {
+				return err
+			}
+		}
+		return it.Error()
+	})
 }

@@ -177,3 +177,29 @@ func TestBucketRecords(t *testing.T) {
 	}
 	equal(t, "buckets", list, []string{"setting", "settings"})
 }
+
+// An update of several records is there whole after a crash. It fails when Update commits without a sync.
+func TestBucketUpdate(t *testing.T) {
+	t.Parallel()
+	files := vfs.NewCrashableMem()
+	b := open(t, files).Bucket("commands")
+	if err := errors.Join(
+		b.Update([]Record{{"a1", []byte("x")}, {"a2", []byte("y")}, {"b1", []byte("z")}}, nil),
+		b.Update([]Record{{"a3", []byte("w")}}, []string{"a1", "none"})); err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, files.CrashClone(vfs.CrashCloneCfg{})).Bucket("commands")
+	var got []string
+	add := func(r Record) (bool, error) {
+		got = append(got, r.Key+string(r.Value))
+		return len(got) != 3, nil
+	}
+	if err := errors.Join(b.Each("a", add), b.EachBack("a", add)); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "records", got, []string{"a2y", "a3w", "a3w"})
+	stop := errors.New("enough")
+	if err := b.Each("", func(Record) (bool, error) { return true, stop }); !errors.Is(err, stop) {
+		t.Errorf("each returned %v, want the callback's error", err)
+	}
+}
