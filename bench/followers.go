@@ -33,7 +33,8 @@ type session struct {
 // ficusFollower is "ficus follow", which copied, was stopped by a signal, and is started again.
 type ficusFollower struct {
 	*ground
-	link *lab.Ficus
+	workers int // that apply; 0: the default
+	link    *lab.Ficus
 }
 
 func (f *ficusFollower) about() Contender {
@@ -49,7 +50,7 @@ func (f *ficusFollower) copied(ctx context.Context) error {
 	if err := errors.Join(f.Target.Drop(ctx, db), f.Target.Create(ctx, db, "")); err != nil {
 		return err
 	}
-	f.link = &lab.Ficus{Program: f.ficus, Name: f.work.name, Source: f.url(f.Source, f.source), Target: f.url(f.Target, db)}
+	f.link = &lab.Ficus{Program: f.ficus, Name: f.work.name, Source: f.url(f.Source, f.source), Target: f.url(f.Target, db), Workers: f.workers}
 	if err := f.link.Copied(ctx, f.Lab); err != nil {
 		return err
 	}

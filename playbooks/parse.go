@@ -18,6 +18,9 @@ import (
 	"github.com/ficus-migrate/ficus/internal/hint"
 )
 
+// MostWorkers is how many batches are on their way at a time, and so how many sessions have something to do.
+const MostWorkers = 8
+
 // An Error is a mistake in a playbook, with the place where it stands.
 type Error struct {
 	File string
@@ -235,6 +238,8 @@ func (p *Playbook) validate(file string) error {
 		return bad("follow.ack is %q: want stored or applied", p.Follow.Ack)
 	case p.Follow.Verify != "no" && p.Follow.Verify != "live":
 		return bad("follow.verify is %q: want no or live", p.Follow.Verify)
+	case p.Follow.Workers < 0 || p.Follow.Workers > MostWorkers:
+		return bad("follow.workers is %d: want 1 to %d", p.Follow.Workers, MostWorkers)
 	case p.Follow.OnConflict != "stop" && p.Follow.OnConflict != "source-wins":
 		return bad("follow.on_conflict is %q: want stop or source-wins", p.Follow.OnConflict)
 	case p.Follow.DDL != "stop" && p.Follow.DDL != "safe":

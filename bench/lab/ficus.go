@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 )
 
 // errEnded says that a program is gone which should have gone on.
@@ -15,6 +16,7 @@ type Ficus struct {
 	Program        string // path of the binary
 	Name           string // of the link; also in the slot's name
 	Source, Target string // connection strings
+	Workers        int    // that apply; 0: the default
 
 	dir string
 }
@@ -28,7 +30,11 @@ func (f *Ficus) Follow(ctx context.Context, l *Lab) (*Process, error) {
 		}
 		f.dir = dir
 	}
-	return Start(ctx, f.Program, "follow", "--json", "--name", f.Name, "--data-dir", f.dir, "--source", f.Source, "--target", f.Target)
+	args := []string{"follow", "--json", "--name", f.Name, "--data-dir", f.dir, "--source", f.Source, "--target", f.Target}
+	if f.Workers > 0 {
+		args = append(args, "--apply-workers", strconv.Itoa(f.Workers))
+	}
+	return Start(ctx, f.Program, args...)
 }
 
 // Copied runs "ficus follow" until it has copied everything and caught up, and stops it with a

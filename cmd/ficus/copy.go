@@ -53,6 +53,9 @@ func (f *engineFlags) job(cmd *cobra.Command, name string) (*job, error) {
 		if err := f.chooseDDL(p); err != nil {
 			return nil, err
 		}
+		if err := f.chooseApplyWorkers(p); err != nil {
+			return nil, err
+		}
 		p.Copy.Workers, p.Follow.NoReplicaIdentity = f.workers, f.noReplicaIdentity
 		j, err = newJob(p, name)
 	}

@@ -25,6 +25,7 @@ type playbookFlags struct {
 	gatewayListen        string
 	users                string
 	workers              int
+	applyWorkers         int
 }
 
 func (f *playbookFlags) register(cmd *cobra.Command) {
@@ -36,6 +37,7 @@ func (f *playbookFlags) register(cmd *cobra.Command) {
 	fs.StringArrayVarP(&f.params, "param", "p", nil, "parameter of the playbook, key=value (repeatable)")
 	fs.BoolVar(&f.noReplicaIdentity, "no-replica-identity", false, "leave tables without a key as they are and move only their inserts")
 	f.registerDDL(cmd)
+	f.registerApplyWorkers(cmd)
 	fs.StringVar(&f.until, "until", "", "phase to stop at: following, verifying, reads-switched or promoted")
 	fs.StringVar(&f.gatewayListen, "gateway-listen", "", "address of the gateway's read-write door (default 127.0.0.1:7432; the read-only door is the next port)")
 	fs.StringVar(&f.users, "users", "", "file with the users that the gateway lets in")
@@ -50,6 +52,11 @@ func (f *playbookFlags) registerDDL(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("ddl", cobra.FixedCompletions([]string{"stop", "safe"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 }
 
+// registerApplyWorkers registers --apply-workers.
+func (f *playbookFlags) registerApplyWorkers(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&f.applyWorkers, "apply-workers", 0, "sessions over which a backlog is written at a time (default: the playbook's, or 1)")
+}
+
 // chooseDDL lets --ddl win over the playbook's key.
 func (f *playbookFlags) chooseDDL(p *playbooks.Playbook) error {
 	switch f.ddl {
@@ -59,6 +66,15 @@ func (f *playbookFlags) chooseDDL(p *playbooks.Playbook) error {
 	default:
 		return &statusError{exitUsage, hint.Suggest(fmt.Errorf("--ddl %q: want stop or safe", f.ddl), f.ddl, []string{"stop", "safe"})}
 	}
+	return nil
+}
+
+// chooseApplyWorkers lets --apply-workers win over the playbook's key.
+func (f *playbookFlags) chooseApplyWorkers(p *playbooks.Playbook) error {
+	if f.applyWorkers < 0 || f.applyWorkers > playbooks.MostWorkers {
+		return &statusError{exitUsage, fmt.Errorf("--apply-workers %d: want 1 to %d", f.applyWorkers, playbooks.MostWorkers)}
+	}
+	p.Follow.Workers = cmp.Or(f.applyWorkers, p.Follow.Workers)
 	return nil
 }
 
@@ -116,6 +132,9 @@ func (f *playbookFlags) load(cmd *cobra.Command, args []string) (*job, error) {
 	p.Router.Listen = cmp.Or(f.gatewayListen, p.Router.Listen)
 	p.Router.Users = cmp.Or(f.users, p.Router.Users)
 	p.Copy.Workers = cmp.Or(f.workers, p.Copy.Workers)
+	if err := f.chooseApplyWorkers(p); err != nil {
+		return nil, err
+	}
 	j, err := newJob(p, recipe)
 	if err == nil {
 		j.params = params

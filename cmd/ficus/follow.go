@@ -27,6 +27,7 @@ It prints {"type":"phase","phase":"following"} (with --json) once it has caught 
 	f.register(cmd)
 	cmd.Flags().StringVar(&name, "name", "follow", "names what is made in the databases")
 	f.registerDDL(cmd)
+	f.registerApplyWorkers(cmd)
 	cmd.Flags().BoolVar(&f.noReplicaIdentity, "no-replica-identity", false, "leave tables without a key as they are and move only their inserts")
 	return cmd
 }

@@ -151,7 +151,7 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 func (e *engine) linkConfig(cfg engineConfig) func(link.Config) link.Config {
 	f := e.job.playbook.Follow
 	return func(c link.Config) link.Config {
-		c.Store, c.Touch = cfg.Store, true
+		c.Store, c.Touch, c.Workers = cfg.Store, true, f.Workers
 		c.Failover, c.MaxSourceWAL = f.FailoverSlot, int64(f.MaxSourceWAL)
 		if f.Ack == "applied" {
 			c.Ack = source.AckApplied

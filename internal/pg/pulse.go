@@ -203,14 +203,18 @@ func AtWork(ctx context.Context, dsn DSN, pid uint32) (busy bool) {
 	return busy
 }
 
-// Unblock ends the sessions of this purpose that a session waits for and that are older than it, and
-// returns how many there were. A server may keep one for hours whose client is long gone: nothing
+// Unblock ends the sessions of this purpose that a session waits for and that are older than it, but for
+// those in spare, and returns how many there were. A server may keep one for hours whose client is long gone: nothing
 // has told it so.
-func Unblock(ctx context.Context, dsn DSN, pid uint32, purpose string) (ended int, err error) {
+func Unblock(ctx context.Context, dsn DSN, pid uint32, purpose string, spare ...uint32) (ended int, err error) {
+	spared := make([]int64, len(spare))
+	for i, p := range spare {
+		spared[i] = int64(p)
+	}
 	err = probe(ctx, dsn, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(old.pid)) FROM pg_stat_activity old, pg_stat_activity us
 			WHERE us.pid = $1 AND old.pid = ANY (pg_blocking_pids(us.pid)) AND old.application_name = 'ficus/' || $2::text
-			AND old.usename = us.usename AND old.datname = us.datname AND old.backend_start < us.backend_start`, int64(pid), purpose).Scan(&ended)
+			AND old.usename = us.usename AND old.datname = us.datname AND old.backend_start < us.backend_start AND old.pid <> ALL ($3)`, int64(pid), purpose, spared).Scan(&ended)
 	})
 	return ended, err
 }

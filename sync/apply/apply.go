@@ -16,14 +16,10 @@ import (
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/backoff"
-	"github.com/ficus-migrate/ficus/internal/hint"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/schema"
 	"github.com/ficus-migrate/ficus/transform"
 )
-
-// closeTimeout bounds the goodbye to the destination.
-const closeTimeout = 5 * time.Second
 
 // Config holds what an Applier needs. Fields without a stated default are required.
 type Config struct {
@@ -50,12 +46,15 @@ type Config struct {
 	// Touch records the keys of changed rows in Stream, durably before the rows are committed.
 	Touch bool
 
-	// MaxRows and MaxBytes bound a batch, and with it memory: about five times MaxBytes are in memory
-	// at a time. Defaults: 10,000 rows; 8 MiB.
+	// MaxRows and MaxBytes bound a batch, and with it memory: about four times MaxBytes, and as much again for
+	// each worker, are in memory at a time. Defaults: 10,000 rows; 8 MiB.
 	MaxRows, MaxBytes int
 	// MaxDelay is how long a transaction waits for company while the destination is idle.
 	// Default: it does not wait.
 	MaxDelay time.Duration
+
+	// Workers is over how many sessions a backlog is written at a time, committed in order. Default 1.
+	Workers int
 
 	// AnswerTimeout is how long the destination may be silent before it is asked whether it is at work;
 	// when it is not, or does not answer, the connection is made again. Default 5 min.
@@ -80,6 +79,7 @@ type Events struct {
 type Commit struct {
 	Transactions, Rows int
 	Replayed           bool       // the fast path was refused
+	Parallel           bool       // beside others, see Config.Workers
 	Decided            int        // rows that OnConflict decided
 	End                change.LSN // where the destination stands now
 }
@@ -89,6 +89,7 @@ type Stats struct {
 	Transactions, Rows int64
 	Batches            int64     // target transactions
 	Replayed           int64     // of these, how many the database refused at first
+	Parallel           int64     // of these, how many were written beside others
 	Decided            int64     // rows that OnConflict decided, those recorded before included
 	LastCommit         time.Time // of the last applied transaction, at the source
 }
@@ -136,6 +137,9 @@ func newApplier(cfg Config, log log) (*Applier, error) {
 	a.gate = newGate(a.idleAt)
 	return a, nil
 }
+
+// mostInTheAir is how many bytes of batches may be on their way.
+func (a *Applier) mostInTheAir() int { return (1 + max(1, a.cfg.Workers)) * a.limits.bytes }
 
 // idleAt implements gate.idleAt. What was received is read before the head: everything received by
 // then is in the log by then.
@@ -221,28 +225,24 @@ func (a *Applier) run(ctx context.Context) error {
 	}
 }
 
-// session applies over one connection until it fails; it calls progress after each commit.
+// session applies over one session until it fails; it calls progress after each commit.
 func (a *Applier) session(ctx context.Context, progress func()) error {
-	conn, heard, err := a.connect(ctx)
+	s, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		defer cancel()
-		_ = conn.Close(ctx) // what was not committed is not wanted
-	}()
+	defer s.close(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	watching, stop := context.WithCancel(ctx)
 	g.Go(func() error {
 		defer stop()
-		return a.applyOver(ctx, conn, func() {
+		return a.applyOver(ctx, s, func() {
 			a.trouble.Over()
 			progress()
 		})
 	})
 	g.Go(func() error {
-		if err := a.watch(watching, heard, conn.PgConn().PID()); watching.Err() == nil {
+		if err := a.watch(watching, s); watching.Err() == nil {
 			return err
 		}
 		return nil
@@ -250,17 +250,12 @@ func (a *Applier) session(ctx context.Context, progress func()) error {
 	return g.Wait()
 }
 
-// applyOver applies over a connection until it fails.
-func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()) error {
-	fires, err := a.prepareSession(ctx, conn)
-	if err != nil {
+// applyOver applies over a session until it fails.
+func (a *Applier) applyOver(ctx context.Context, lead *session, progress func()) error {
+	if err := a.setUp(ctx, lead); err != nil {
 		return err
 	}
-	if check := a.cfg.Check; check != nil {
-		if err := check(ctx, conn); err != nil {
-			return err
-		}
-	}
+	conn := lead.conn
 	targets, err := loadTargets(ctx, conn, a.cfg.Mappings)
 	if err != nil {
 		return err
@@ -290,37 +285,28 @@ func (a *Applier) applyOver(ctx context.Context, conn *pgx.Conn, progress func()
 	if err != nil {
 		return err
 	}
-	w := &writer{conn: conn, link: a.cfg.Link, at: at.lsn, known: map[statement]*prepared{}, sourceWins: a.cfg.OnConflict == SourceWins, fires: fires}
+	w := &writer{session: lead, link: a.cfg.Link, at: at.lsn, sourceWins: a.cfg.OnConflict == SourceWins}
 	if err := a.countDecided(ctx, w); err != nil {
 		return err
 	}
 	if a.cfg.Touch {
 		w.touch = a.log.Touch
 	}
+	crew, err := a.hire(ctx, lead.fires)
+	if err != nil {
+		return err
+	}
+	defer crew.dismiss(ctx)
 	chunks, batches := make(chan eventstore.Chunk, 2), newHandover()
 	g, ctx := errgroup.WithContext(ctx)
-	defer interrupt(ctx, conn.PgConn().Conn())()
-	l := newLane(a, w, batches, progress)
+	defer lead.interrupt(ctx)()
+	l := newLane(a, w, crew, batches, progress)
 	g.Go(func() error { return a.fetch(ctx, reader, chunks) })
 	g.Go(func() error { return newCollector(a, at, held, targets, batches).run(ctx, pins, chunks) })
 	g.Go(func() error { return l.run(ctx) })
 	g.Go(func() error { return l.hear(ctx) })
+	crew.run(ctx, a, g, lead)
 	return g.Wait()
-}
-
-// prepareSession sets the session up. As a replica, the session fires neither triggers nor foreign
-// keys; a role that may not say so is given a destination without them, until it is promoted.
-func (a *Applier) prepareSession(ctx context.Context, conn *pgx.Conn) (fires bool, err error) {
-	if _, err := conn.PgConn().Exec(ctx, settings).ReadAll(); err != nil {
-		return false, fmt.Errorf("set up the session: %w", err)
-	}
-	_, err = conn.Exec(ctx, `SET session_replication_role = replica`)
-	if pg.Code(err) == pg.CodeInsufficientPrivilege {
-		a.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "role may not act as a replica: triggers of the destination will fire",
-			slog.String("link", a.cfg.Link))
-		return true, nil
-	}
-	return false, hint.Wrap(err, "the destination must be a PostgreSQL server")
 }
 
 // countDecided begins with the decisions that earlier sessions have recorded.
@@ -393,6 +379,9 @@ func (a *Applier) committed(ctx context.Context, w *writer, b *batch) {
 		if w.replayed {
 			s.stats.Replayed++
 		}
+		if w.parallel {
+			s.stats.Parallel++
+		}
 		s.stats.Decided += int64(w.decided)
 		s.stats.LastCommit = b.txns[len(b.txns)-1].at
 	})
@@ -401,7 +390,7 @@ func (a *Applier) committed(ctx context.Context, w *writer, b *batch) {
 			slog.String("link", a.cfg.Link), slog.Int("rows", w.decided), slog.String("end", w.at.String()))
 	}
 	if f := a.cfg.Events.Committed; f != nil {
-		f(Commit{Transactions: len(b.txns), Rows: rows, Replayed: w.replayed, Decided: w.decided, End: w.at})
+		f(Commit{Transactions: len(b.txns), Rows: rows, Replayed: w.replayed, Parallel: w.parallel, Decided: w.decided, End: w.at})
 	}
 	w.tally = tally{}
 }

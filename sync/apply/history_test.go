@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -116,11 +117,22 @@ func (o *origin) try(t *testing.T, sql string) {
 // byCopy inserts every row by COPY.
 func byCopy(c *Config) { c.copyRows = 1 }
 
+// workers lets several sessions write, on servers that find a deadlock soon.
+func workers(n int) func(*Config) {
+	return func(c *Config) {
+		c.Workers = n
+		c.Check = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "SET deadlock_timeout = '20ms'")
+			return err
+		}
+	}
+}
+
 // inOrder writes all rows in source order, as the slow path does.
 func inOrder(c *Config) { c.inOrder = true }
 
 // TestRandomHistories: the same history leaves what the source has, whether it is applied in small
-// batches or large ones, one at a time or many on their way, or row by row. Run more with -histories;
+// batches or large ones, one at a time or many on their way, over one session or several, or row by row. Run more with -histories;
 // a failing seed is in the test's name.
 func TestRandomHistories(t *testing.T) {
 	t.Parallel()
@@ -138,12 +150,14 @@ func TestRandomHistories(t *testing.T) {
 				"all inserts by COPY":  {limit(50), byCopy},
 				"small, over distance": {limit(7)},
 				"parts, over distance": {limit(2)},
+				"several at a time":    {limit(7), workers(3)},
+				"several, at distance": {limit(20), workers(4)},
 				"as large as possible": {limit(10_000)},
 			}
 			targets := map[string]*pgtest.Database{}
 			for name := range ways {
 				targets[name] = newTarget(t, historyDDL)
-				if strings.Contains(name, "distance") {
+				if strings.HasSuffix(name, "distance") {
 					ways[name] = append(ways[name], distant(t, targets[name], 10*time.Millisecond))
 				}
 			}

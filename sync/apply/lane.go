@@ -2,13 +2,9 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"sync"
-	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/internal/pg"
@@ -39,14 +35,16 @@ const mostFlights = 8
 // written again once the slow path has written the refused batch. The lane is then narrow, and widens
 // with every batch that arrives.
 //
-// Two goroutines work: run sends, hear reads the answers. After drain only run does.
+// Two goroutines work: run sends, hear reads the answers. After drain only run does. Where there is a crew,
+// batches that are worth it go out over its sessions instead.
 type lane struct {
 	app      *Applier
 	w        *writer // the slow path; its own while hear does nothing
 	progress func()  // called after each commit
 	batches  handover
+	crew     *crew // nil where there is none
 
-	wire wire
+	sender
 	at   change.LSN // where the destination stands once everything sent is committed
 	open bool       // a target transaction is open then
 	seal bool       // which has decisions to seal, see sealDecisions
@@ -70,16 +68,16 @@ type flight struct {
 	from     change.LSN  // where the lane stood before it
 	open     bool        // likewise
 	parsed   []statement // that the server learns by it
+	aside    *aside      // over a session of the crew; nil: over the lane's own
 
 	drained chan struct{} // instead of all else: closed once everything before it was heard of
 }
 
-func newLane(a *Applier, w *writer, batches handover, progress func()) *lane {
+func newLane(a *Applier, w *writer, c *crew, batches handover, progress func()) *lane {
 	l := &lane{
-		app: a, w: w, progress: progress, batches: batches, at: w.at,
+		app: a, w: w, progress: progress, batches: batches, crew: c, at: w.at, sender: newSender(w.session, a.cfg.copyRows),
 		flights: make(chan *flight, mostFlights+1), landed: make(chan struct{}, 1), refused: make(chan struct{}),
 	}
-	l.wire.out = w.conn.PgConn().Conn()
 	l.mu.width = mostFlights
 	return l
 }
@@ -119,7 +117,7 @@ func (l *lane) next(ctx context.Context) (*batch, error) {
 	for {
 		l.mu.Lock()
 		flights := l.mu.flights
-		room := flights == 0 || flights < l.mu.width && l.mu.bytes < 2*l.app.limits.bytes
+		room := flights == 0 || flights < l.mu.width && l.mu.bytes < l.app.mostInTheAir()
 		l.mu.Unlock()
 		var full, some <-chan *batch
 		if room {
@@ -167,11 +165,19 @@ func (l *lane) send(ctx context.Context, b *batch) error {
 		}
 		return l.slow(ctx, b, false)
 	}
-	if len(l.w.known) > keptStatements {
+	if l.crew.takes(b, stmts) {
+		return l.sendAside(ctx, b, stmts)
+	}
+	if l.crew.out() {
 		if err := l.settle(ctx); err != nil {
 			return err
 		}
-		if err := l.w.forget(ctx); err != nil {
+	}
+	if len(l.known) > keptStatements {
+		if err := l.settle(ctx); err != nil {
+			return err
+		}
+		if err := l.forget(ctx); err != nil {
 			return err
 		}
 	}
@@ -181,10 +187,10 @@ func (l *lane) send(ctx context.Context, b *batch) error {
 		return err
 	}
 	for i := range before {
-		l.command(f, &before[i])
+		l.command(&before[i])
 	}
 	for i := range stmts {
-		l.statement(f, &stmts[i])
+		l.statement(&stmts[i])
 	}
 	if l.w.touch != nil {
 		l.wire.flush() // the destination is at work meanwhile
@@ -193,11 +199,12 @@ func (l *lane) send(ctx context.Context, b *batch) error {
 		}
 	}
 	for i := range after {
-		l.command(f, &after[i])
+		l.command(&after[i])
 	}
 	l.wire.sync()
 	l.wire.flush()
 	l.wire.shrink()
+	f.parsed, l.parsed = l.parsed, nil
 	if l.open = b.more; !l.open {
 		l.at, l.seal = b.end(), false
 	}
@@ -227,47 +234,6 @@ func (l *lane) frame(b *batch) (before, after []command) {
 		after = append(after, move, simple("COMMIT"))
 	}
 	return before, after
-}
-
-func (l *lane) command(f *flight, c *command) {
-	p := l.prepare(f, statement{text: c.text})
-	l.wire.texts(p.name, c.params)
-}
-
-func (l *lane) statement(f *flight, s *stmt) {
-	if s.shape.verb == verbTruncate {
-		text, _ := s.shape.sql(viaText, false)
-		l.wire.parse("", text)
-		l.wire.texts("", nil)
-		return
-	}
-	// As a replica the session inserts every row or fails: nothing can leave one out.
-	sure := s.shape.verb != verbInsert || l.w.fires
-	if !sure && len(s.rows) >= l.app.cfg.copyRows && s.shape.table.copies() {
-		p := l.prepare(f, statement{shape: s.shape, via: viaCopy})
-		l.wire.copy(p.name, p.args, s.rows)
-		return
-	}
-	p := l.prepare(f, statement{shape: s.shape, via: viaTyped, sure: sure})
-	if !l.wire.arrays(p.name, p.args, s.rows, sure) { // a value has no form but text
-		p = l.prepare(f, statement{shape: s.shape, via: viaText, sure: sure})
-		l.wire.arrays(p.name, p.args, s.rows, sure)
-	}
-}
-
-// prepare makes the server know a statement, on the way.
-func (l *lane) prepare(f *flight, s statement) *prepared {
-	if p := l.w.known[s]; p != nil {
-		return p
-	}
-	p := l.w.named()
-	if p.text = s.text; p.text == "" {
-		p.text, p.args = s.shape.sql(s.via, s.sure)
-	}
-	l.w.known[s] = p
-	f.parsed = append(f.parsed, s)
-	l.wire.parse(p.name, p.text)
-	return p
 }
 
 // fly counts a flight, and has it heard of.
@@ -308,24 +274,29 @@ func (l *lane) drain(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-f.drained:
+		l.crew.home()
 		return nil
 	}
 }
 
-// recover has the slow path write the refused batch, and sends those behind it again, one at a time.
+// recover has the slow path write the refused batch, and sends those behind it again, one at a time. What
+// the crew was refused the lane tries first.
 func (l *lane) recover(ctx context.Context) error {
 	failed := l.failed
 	l.failed, l.refused = nil, make(chan struct{})
 	for _, f := range failed {
-		for _, s := range f.parsed {
-			delete(l.w.known, s) // it may not have come that far
-		}
+		l.unlearn(f.parsed) // it may not have come that far
 		f.parsed = nil
 	}
-	if err := l.slow(ctx, failed[0].batch, true); err != nil {
-		return err
+	if failed[0].aside != nil {
+		l.crew.rest, l.at = restAfter, failed[0].from
+	} else {
+		if err := l.slow(ctx, failed[0].batch, true); err != nil {
+			return err
+		}
+		failed = failed[1:]
 	}
-	for i, f := range failed[1:] {
+	for i, f := range failed {
 		if err := l.send(ctx, f.batch); err != nil {
 			return err
 		}
@@ -333,7 +304,7 @@ func (l *lane) recover(ctx context.Context) error {
 			return err
 		}
 		if len(l.failed) > 0 { // those after it are on no way
-			l.failed = append(l.failed, failed[i+2:]...)
+			l.failed = append(l.failed, failed[i+1:]...)
 			return nil
 		}
 	}
@@ -376,11 +347,11 @@ func (l *lane) hear(ctx context.Context) error {
 
 // land takes note of how a flight ended.
 func (l *lane) land(ctx context.Context, f *flight) error {
-	done, err := l.answer(f)
-	if err != nil && !refused(err) {
+	done, err := l.outcome(ctx, f)
+	if err != nil && !refused(err) && !errors.Is(err, errTurnedBack) {
 		return err
 	}
-	arrived := err == nil
+	arrived, own := err == nil, f.aside == nil
 	switch first := len(l.failed) == 0; {
 	case arrived && !first:
 		return fmt.Errorf("batch up to %s was committed after one before it was refused", f.batch.end())
@@ -388,12 +359,15 @@ func (l *lane) land(ctx context.Context, f *flight) error {
 		l.w.open = true
 		l.w.rows += len(f.batch.ops)
 	case arrived:
-		l.w.at, l.w.open = f.batch.end(), false
+		l.w.at, l.w.open, l.w.parallel = f.batch.end(), false, !own
+		if !own {
+			l.crew.landed.Store(f.aside.number)
+		}
 		l.app.committed(ctx, l.w, f.batch)
 		l.progress()
-	case first && !f.open && done == 1 && pg.Code(err) == codeDivisionByZero:
+	case first && own && !f.open && done == 1 && pg.Code(err) == codeDivisionByZero:
 		return fmt.Errorf("progress of %s at %s: %w", l.w.link, f.from, errMoved)
-	case first && done == f.commands-1 && !f.batch.more:
+	case first && own && done == f.commands-1 && !f.batch.more:
 		return fmt.Errorf("commit everything up to %s: %w", f.batch.end(), withoutValues(err))
 	default:
 		if first {
@@ -417,38 +391,19 @@ func (l *lane) land(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// answer reads what the server says to a flight: how many of its commands it has done, and why no more.
-func (l *lane) answer(f *flight) (done int, refusal error) {
-	frontend := l.w.conn.PgConn().Frontend()
-	tag := ""
-	for {
-		message, err := frontend.Receive()
-		if err != nil {
-			if refusal != nil { // the last that it said
-				return done, refusal
-			}
-			return done, err
-		}
-		switch m := message.(type) {
-		case *pgproto3.CommandComplete:
-			done++
-			tag = string(m.CommandTag)
-		case *pgproto3.ErrorResponse:
-			refusal = pgconn.ErrorResponseToPgError(m)
-		case *pgproto3.ReadyForQuery:
-			if refusal == nil && (done != f.commands || !f.batch.more && tag != "COMMIT") {
-				return done, fmt.Errorf("batch up to %s ended with %s, after %d of %d commands", f.batch.end(), tag, done, f.commands)
-			}
-			return done, refusal
+// outcome waits for the answers to a flight: how many of its commands the server has done, and why no more.
+func (l *lane) outcome(ctx context.Context, f *flight) (done int, refusal error) {
+	if f.aside != nil {
+		select {
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case err := <-f.aside.outcome:
+			return 0, err
 		}
 	}
-}
-
-// interrupt ends what blocks on the connection when ctx is done; release undoes it.
-func interrupt(ctx context.Context, conn net.Conn) (release func()) {
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
-	return func() {
-		stop()
-		_ = conn.SetDeadline(time.Time{})
+	done, tag, err := l.answer(nil)
+	if err == nil && (done != f.commands || !f.batch.more && tag != "COMMIT") {
+		return done, fmt.Errorf("batch up to %s ended with %s, after %d of %d commands", f.batch.end(), tag, done, f.commands)
 	}
+	return done, err
 }

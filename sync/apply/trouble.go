@@ -8,9 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/ficus-migrate/ficus/internal/pg"
 )
 
@@ -54,21 +51,11 @@ func (l *listener) silent() time.Duration {
 	return 0
 }
 
-// connect opens a session whose silence can be measured.
-func (a *Applier) connect(ctx context.Context) (*pgx.Conn, *listener, error) {
-	l := &listener{}
-	conn, err := a.cfg.DSN.Connect(ctx, "apply", func(cfg *pgx.ConnConfig) {
-		cfg.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, c net.Conn) (net.Conn, error) {
-			l = &listener{Conn: c} // of the attempt that succeeds
-			return l, nil
-		}
-	})
-	return conn, l, err
-}
-
 // watch ends a session whose destination has been silent for too long and is not at work for it: a
 // slow destination is none that is lost. Nothing but this ends a session whose network swallows all.
-func (a *Applier) watch(ctx context.Context, l *listener, pid uint32) error {
+// Earlier sessions that are in its way are ended, but for those it is to spare.
+func (a *Applier) watch(ctx context.Context, s *session, spare ...uint32) error {
+	l, pid := s.heard, s.conn.PgConn().PID()
 	tick := time.NewTicker(max(a.cfg.AnswerTimeout/8, time.Millisecond))
 	defer tick.Stop()
 	told := time.Duration(0)
@@ -97,7 +84,7 @@ func (a *Applier) watch(ctx context.Context, l *listener, pid uint32) error {
 			a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "destination is slow: it has worked on one statement for long",
 				slog.String("link", a.cfg.Link), slog.Duration("for", silent), slog.Int("pid", int(pid)))
 			// It may wait for an earlier session of ours whose connection died without a word to the server.
-			if n, err := pg.Unblock(ctx, a.cfg.DSN, pid, "apply"); err == nil && n > 0 { // else it is asked again
+			if n, err := pg.Unblock(ctx, a.cfg.DSN, pid, "apply", spare...); err == nil && n > 0 { // else it is asked again
 				a.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "earlier sessions of this link were in the way: ended",
 					slog.String("link", a.cfg.Link), slog.Int("sessions", n))
 			}

@@ -15,6 +15,7 @@ import (
 //	Execute  'E' | length | portal 0 | int32 rows, 0 for all
 //	CopyData 'd' | length | bytes
 //	CopyDone 'c' | length
+//	Flush    'H' | length
 //	Sync     'S' | length
 //
 // Lengths count themselves and what follows, not the letter. A param is its length and its bytes.
@@ -77,6 +78,9 @@ func (w *wire) execute() {
 	w.int32(0)
 	w.spill()
 }
+
+// flushAnswers has the server send what it has answered so far, which it else keeps until the Sync.
+func (w *wire) flushAnswers() { w.message('H', 0) }
 
 func (w *wire) sync() { w.message('S', 0) }
 

@@ -20,25 +20,8 @@ const (
 	// starts on the first statements while the last are still being encoded.
 	flushBytes = 64 << 10
 
-	// keptStatements bounds the prepared statements: a table with many large columns can have as
-	// many shapes as there are sets of unchanged ones.
-	keptStatements = 500
-
 	codeDivisionByZero = "22012"
 )
-
-// settings of the writer's session. Row triggers and foreign keys do not fire; see open.
-//
-// Plans are generic: planning a statement again for every batch costs more than running it, and
-// PostgreSQL expects ten rows of an array it does not know, for which it picks the index. Without
-// sequential scans it picks it also while the table was never analyzed.
-const settings = `
-SET synchronous_commit = on;
-SET row_security = off;
-SET jit = off;
-SET xmloption = content;
-SET plan_cache_mode = force_generic_plan;
-SET enable_seqscan = off`
 
 // lockSQL locks the progress row where it stands at $2, and moveSQL moves it from there; they raise an
 // error where it does not.
@@ -49,19 +32,16 @@ const (
 		SELECT 1 / count(*) FROM moved`
 )
 
-// A writer writes batches to the destination, over one connection. Its own methods are the slow path,
+// A writer writes batches to the destination, over one session. Its own methods are the slow path,
 // which writes one batch at a time; a lane over it is the fast one.
 type writer struct {
-	conn  *pgx.Conn
+	*session
 	link  string
-	at    change.LSN // the destination stands here
-	open  bool       // a target transaction is open: parts of a large one are in it
-	known map[statement]*prepared
-	names int                                               // of statements, given so far
+	at    change.LSN                                        // the destination stands here
+	open  bool                                              // a target transaction is open: parts of a large one are in it
 	touch func(context.Context, []eventstore.Touched) error // nil when keys are not recorded
 
 	sourceWins bool // see OnConflict
-	fires      bool // triggers of the destination fire, see prepareSession
 
 	tally
 
@@ -71,23 +51,9 @@ type writer struct {
 // A tally is of one target transaction.
 type tally struct {
 	replayed bool // a part of it took the slow path
+	parallel bool // it went over a session of the crew
 	rows     int  // of the parts before the last one
 	decided  int  // rows that sourceWins decided
-}
-
-// A statement is one that the server may know.
-type statement struct {
-	shape shape
-	via   via
-	sure  bool   // see shape.sql
-	text  string // instead of the others
-}
-
-// prepared is a statement that the server knows.
-type prepared struct {
-	name string // "" for a statement that is sent as text
-	text string
-	args []arg
 }
 
 // A command is one statement in a pipeline.
@@ -311,25 +277,6 @@ func (w *writer) prepare(ctx context.Context, stmts []stmt) error {
 		w.known[statement{shape: s}] = p
 	}
 	return nil
-}
-
-// forget drops the prepared statements when there are many.
-func (w *writer) forget(ctx context.Context) error {
-	if len(w.known) <= keptStatements {
-		return nil
-	}
-	if _, err := w.conn.PgConn().Exec(ctx, "DEALLOCATE ALL").ReadAll(); err != nil {
-		return err
-	}
-	clear(w.known)
-	return nil
-}
-
-// named returns a statement with a name that was never used: of a statement that was sent it may not be
-// known whether the server has it.
-func (w *writer) named() *prepared {
-	w.names++
-	return &prepared{name: "s" + strconv.Itoa(w.names)}
 }
 
 func (w *writer) command(s *stmt) command {

@@ -55,6 +55,8 @@ type Config struct {
 	// MaxRows and MaxBytes bound what is applied in one transaction of the destination; see
 	// [apply.Config].
 	MaxRows, MaxBytes int
+	// Workers is over how many sessions a backlog is written at a time; see [apply.Config].
+	Workers int
 	// AnswerTimeout is how long the destination may be silent, and during a copy both sides; see
 	// [apply.Config] and [snapshot.Config]. Default 5 min.
 	AnswerTimeout time.Duration
@@ -192,7 +194,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 	}
 	p.applier, err = apply.New(apply.Config{
 		DSN: l.cfg.To, Link: l.cfg.Name, Mappings: l.cfg.Mappings, Stream: l.Stream(), Start: r.Start,
-		AfterEpoch: r.AfterEpoch, OnConflict: l.cfg.OnConflict, MaxRows: l.cfg.MaxRows, MaxBytes: l.cfg.MaxBytes, Touch: l.cfg.Touch, Log: l.cfg.Log,
+		AfterEpoch: r.AfterEpoch, OnConflict: l.cfg.OnConflict, MaxRows: l.cfg.MaxRows, MaxBytes: l.cfg.MaxBytes, Workers: l.cfg.Workers, Touch: l.cfg.Touch, Log: l.cfg.Log,
 		Received: func() change.LSN { return p.reader.Status().Received },
 		Check:    l.guardDestination, AnswerTimeout: l.cfg.AnswerTimeout,
 	})

@@ -30,6 +30,7 @@ type settings struct {
 	Ack               source.AckPolicy
 	Streaming         source.Streaming
 	MaxRows, MaxBytes int
+	Workers           int
 	Load              LoadConfig
 	Small             bool // logical_decoding_work_mem: transactions are streamed, or spilled by the server, early
 	Own               bool // servers of its own, which crash
@@ -42,7 +43,7 @@ func newSettings(r *rand.Rand, majors []int) settings {
 	s := settings{
 		From: majors[r.IntN(len(majors))], To: majors[r.IntN(len(majors))],
 		Ack: source.AckPolicy(r.IntN(2)), Streaming: source.Streaming(r.IntN(2)),
-		MaxRows: pick(1, 7, 30, 200, 0), MaxBytes: pick(2000, 50_000, 0, 0),
+		MaxRows: pick(1, 7, 30, 200, 0), MaxBytes: pick(2000, 50_000, 0, 0), Workers: pick(1, 1, 2, 4),
 		Load:  LoadConfig{Workers: 1 + r.IntN(3), ChunkBytes: int64(pick(8<<10, 64<<10, 0))},
 		Small: r.IntN(2) == 0, Own: len(majors) > 2 && r.IntN(30) == 0, Sessions: 2 + r.IntN(3), Steps: pick(20, 60, 60, 150, 150, 400), r: r,
 	}
@@ -257,7 +258,7 @@ func (h *history) open(t *testing.T) {
 	must(t, err)
 	h.link, err = New(context.WithoutCancel(t.Context()), Config{
 		Name: "ficus_" + h.to.Name, From: h.source.DSN(h.from.Name), To: h.target.DSN(h.to.Name), Mappings: h.mappings, Full: h.whole,
-		Store: h.store, Ack: h.Ack, Streaming: h.Streaming, MaxRows: h.MaxRows, MaxBytes: h.MaxBytes, Touch: true,
+		Store: h.store, Ack: h.Ack, Streaming: h.Streaming, MaxRows: h.MaxRows, MaxBytes: h.MaxBytes, Workers: h.Workers, Touch: true,
 	})
 	must(t, err)
 	h.link.trimEvery = 20 * time.Millisecond
