@@ -49,7 +49,7 @@ type process struct {
 func (s *soak) start(t *testing.T) {
 	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), s.program, "follow", "--name", s.name, "--json", "--data-dir", s.dir, "--log-level", "info",
-		"--source", url(s.source.DSN(s.db.Name)), "--target", url(s.target.DSN(s.copyOf.Name)))
+		"--apply-workers", strconv.Itoa(1+2*s.r.IntN(2)), "--source", url(s.source.DSN(s.db.Name)), "--target", url(s.target.DSN(s.copyOf.Name)))
 	p := &process{cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
 	out, in := io.Pipe()
 	cmd.Stdout, cmd.Stderr = in, in
