@@ -135,7 +135,8 @@ func (l *Commands) expire(ctx context.Context) error {
 	}
 }
 
-// forget removes what was over before a time.
+// forget removes what was over before a time. One at a time: a key that comes again meanwhile is known until
+// it is removed, and new afterwards.
 func (l *Commands) forget(before time.Time) error {
 	const atOnce = 1000
 	for {
@@ -151,19 +152,7 @@ func (l *Commands) forget(before time.Time) error {
 		if err != nil || len(old) == 0 {
 			return err
 		}
-		// Claimed, so that nobody is told of one that goes, or comes back under its key, meanwhile.
-		claimed := map[string]*entry{}
-		old = slices.DeleteFunc(old, func(o over) bool {
-			e, mine := l.claim(o.key)
-			if mine {
-				claimed[o.key] = e
-			}
-			return !mine
-		})
 		err = l.remove(old)
-		for key, e := range claimed {
-			l.abandon(key, e)
-		}
 		if err != nil || len(old) < atOnce {
 			return err
 		}

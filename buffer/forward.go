@@ -172,24 +172,20 @@ func (l *Commands) backoff(fails int) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)/2*float64(d))
 }
 
-// Hold stops sending, and returns when no command is at the data server. When ctx ends first it says
-// how many are left; the hold stays until Release in any case. Commands are accepted meanwhile.
-// Holding again is no error.
-func (l *Commands) Hold(ctx context.Context) error {
+// Hold stops sending until Release. Commands are accepted meanwhile. Holding again is no error.
+func (l *Commands) Hold() {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.mu.held.IsZero() {
 		l.mu.held = time.Now()
 	}
-	idle := l.mu.idle
-	l.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return fmt.Errorf("%d commands are still at the data server: %w", l.mu.inFlight, context.Cause(ctx))
-	}
+}
+
+// Idle is closed while no command is at the data server. Ask again after each Hold.
+func (l *Commands) Idle() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.idle
 }
 
 // Release sends again, what was delayed after a failure at once: it may be another data server that

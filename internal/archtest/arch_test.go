@@ -28,7 +28,8 @@ var layers = [][]string{
 	{"internal/pg"},
 	{"internal/pgserver", "eventstore", "schema/inspect", "schema/dump", "transform", "sync/manifest", "migrate"},
 	{"schema/evolve", "sync/source", "sync/snapshot", "sync/apply", "verify", "buffer", "migrate/fence", "migrate/gates", "migrate/hooks", "migrate/preflight"},
-	{"gateway"},
+	{"gateway", "gateway/httpdoor", "migrate/router"},
+	{"gateway/control"},
 	{"sync/link"},
 	{"sync/ddl", "playbooks"},
 	{"api", "web"},
@@ -41,7 +42,7 @@ var layers = [][]string{
 // engines are what migrate drives. Neither side knows the other: migrate declares the interfaces,
 // and cmd wires the implementations to it.
 var engines = []string{
-	"eventstore", "sync/manifest", "sync/source", "sync/snapshot", "sync/apply", "sync/link", "sync/ddl", "verify", "buffer", "gateway",
+	"eventstore", "sync/manifest", "sync/source", "sync/snapshot", "sync/apply", "sync/link", "sync/ddl", "verify", "buffer", "gateway", "gateway/httpdoor",
 	"schema/inspect", "schema/dump", "transform", "internal/pgserver",
 }
 
