@@ -122,14 +122,27 @@ func (s *Session) mend(ctx context.Context, repairs []Repair) error {
 				return err
 			}
 		}
-		for i := range repairs {
-			p := &repairs[i]
-			tag, err := tx.Exec(ctx, p.SQL, pgx.QueryExecModeSimpleProtocol)
+		run := func(p *Repair, sql string) error {
+			tag, err := tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
 			if err == nil && tag.RowsAffected() != 1 {
 				err = errRepairMoved
 			}
 			if err != nil {
 				return fmt.Errorf("table %s: %s row %s: %w", p.Table.Display(), p.Kind, p.Key, quiet(err))
+			}
+			return nil
+		}
+		for i := range repairs {
+			if err := run(&repairs[i], repairs[i].SQL); err != nil {
+				return err
+			}
+		}
+		for i := range repairs {
+			if repairs[i].After == "" {
+				continue
+			}
+			if err := run(&repairs[i], repairs[i].After); err != nil {
+				return err
 			}
 		}
 		return nil

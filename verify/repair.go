@@ -1,10 +1,12 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,14 +18,27 @@ import (
 )
 
 // A Repair makes one row of the target what it is on the source. Its SQL changes exactly one row, and
-// none if the row is no longer what it was when it was compared.
+// none if the row is no longer what it was when it was compared. A row whose new unique value another row
+// may still have is taken away, and put back by After.
 type Repair struct {
 	Table schema.Name
 	Kind  Change
 	Key   string
 	SQL   string
+	After string // to be run once all SQL was; "" for nothing
 
 	key []string // nil without one
+}
+
+// order sorts the repairs of a table: rows that go make place first, those that come are last.
+func (r *Repair) order() int {
+	switch {
+	case r.Kind == Extra, r.After != "":
+		return 0
+	case r.Kind == Missing:
+		return 2
+	}
+	return 1
 }
 
 // repairSettings make texts in repairs mean what they meant to the sessions that read them.
@@ -43,6 +58,10 @@ func (d *drill) repairs(ctx context.Context, found *findings) ([]Repair, error) 
 			return nil, err
 		}
 	}
+	unique, err := d.uniqueColumns(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var out []Repair
 	for i := range found.samples {
 		f := &found.samples[i]
@@ -53,12 +72,37 @@ func (d *drill) repairs(ctx context.Context, found *findings) ([]Repair, error) 
 		if d.t.keyed() {
 			r.key = f.plainKey()
 		}
-		r.SQL = d.t.repairSQL(f, values[source][i], values[target][i])
+		r.SQL, r.After = d.t.repairSQL(f, values[source][i], values[target][i], unique)
 		for range max(1, f.n) {
 			out = append(out, r)
 		}
 	}
+	slices.SortStableFunc(out, func(a, b Repair) int { return cmp.Compare(a.order(), b.order()) })
 	return out, nil
+}
+
+// uniqueColumns returns whether a unique or exclusion constraint of the target may look at a column. Where the
+// target has columns that are not compared it says never: a row that was taken away would lose them.
+func (d *drill) uniqueColumns(ctx context.Context) (func(column string) bool, error) {
+	var constrained, all []string
+	err := d.conns[target].QueryRow(ctx, `
+		SELECT ARRAY(
+			SELECT DISTINCT CASE WHEN k = 0 OR i.indpred IS NOT NULL THEN '' ELSE a.attname END
+			FROM pg_catalog.pg_index i CROSS JOIN unnest(i.indkey) AS k LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k
+			WHERE (i.indisunique OR i.indisexclusion)
+				AND (i.indrelid = $1::regclass OR i.indrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1::regclass)))
+		)::text[], ARRAY(
+			SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+		)::text[]`, pgx.QueryExecModeExec, d.t.m.Target.String()).Scan(&constrained, &all)
+	if err != nil {
+		return nil, d.s.nodes[target].failTable(d.t, "look for unique columns", err)
+	}
+	compared := d.t.m.TargetColumns()
+	if slices.ContainsFunc(all, func(c string) bool { return !slices.Contains(compared, c) }) {
+		return func(string) bool { return false }, nil
+	}
+	every := slices.Contains(constrained, "") // an expression, or a condition
+	return func(column string) bool { return every || slices.Contains(constrained, column) }, nil
 }
 
 // A row is the text of its columns, and of all of them together.
@@ -139,18 +183,11 @@ func wholeText(columns []field) string {
 	return "ROW(" + strings.Join(exprs, ", ") + ")::text"
 }
 
-// repairSQL returns the statement that mends one row.
-func (t *table) repairSQL(f *found, src, dst row) string {
-	columns := t.m.TargetColumns()
+// repairSQL returns the statement that mends one row, and, of a row that gets the value of a unique column,
+// the one that puts it back.
+func (t *table) repairSQL(f *found, src, dst row, unique func(column string) bool) (sql, after string) {
 	if f.kind == Missing {
-		if len(columns) == 0 {
-			return "INSERT INTO " + t.m.Target.String() + " DEFAULT VALUES"
-		}
-		values := make([]string, len(columns))
-		for i := range columns {
-			values[i] = literal(src.columns[i])
-		}
-		return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)", t.m.Target, schema.QuoteIdents(columns), strings.Join(values, ", "))
+		return t.insertSQL(src), ""
 	}
 	where := make([]string, 0, len(f.key)+1)
 	for i := range f.key {
@@ -164,16 +201,33 @@ func (t *table) repairSQL(f *found, src, dst row) string {
 	where = append(where, wholeText(t.half[target].columns)+" = "+schema.QuoteLiteral(dst.whole))
 	// One row alone, although the target may have it several times.
 	one := fmt.Sprintf("(r.tableoid, r.ctid) = (SELECT r.tableoid, r.ctid FROM %s AS r WHERE %s LIMIT 1)", t.m.TargetFrom(), strings.Join(where, " AND "))
+	remove := fmt.Sprintf("DELETE FROM %s AS r WHERE %s", t.m.TargetFrom(), one)
 	if f.kind == Extra {
-		return fmt.Sprintf("DELETE FROM %s AS r WHERE %s", t.m.TargetFrom(), one)
+		return remove, ""
 	}
 	var set []string
-	for i, c := range columns {
+	for i, c := range t.m.TargetColumns() {
 		if s, d := src.columns[i], dst.columns[i]; (s == nil) != (d == nil) || s != nil && *s != *d {
+			if unique(c) {
+				return remove, t.insertSQL(src)
+			}
 			set = append(set, schema.QuoteIdent(c)+" = "+literal(s))
 		}
 	}
-	return fmt.Sprintf("UPDATE %s AS r SET %s WHERE %s", t.m.TargetFrom(), strings.Join(set, ", "), one)
+	return fmt.Sprintf("UPDATE %s AS r SET %s WHERE %s", t.m.TargetFrom(), strings.Join(set, ", "), one), ""
+}
+
+// insertSQL returns the statement that adds a row of the source.
+func (t *table) insertSQL(src row) string {
+	columns := t.m.TargetColumns()
+	if len(columns) == 0 {
+		return "INSERT INTO " + t.m.Target.String() + " DEFAULT VALUES"
+	}
+	values := make([]string, len(columns))
+	for i := range columns {
+		values[i] = literal(src.columns[i])
+	}
+	return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)", t.m.Target, schema.QuoteIdents(columns), strings.Join(values, ", "))
 }
 
 func (t *table) position(targetColumn string) int {
@@ -201,6 +255,11 @@ func (r *Report) WriteRepairs(w io.Writer) error {
 	for i := range r.Repairs {
 		p := &r.Repairs[i]
 		out.printf("-- %s: %s %s\n%s;\n", p.Table.Display(), p.Kind, strings.ReplaceAll(p.Key, "\n", " "), p.SQL)
+	}
+	for i := range r.Repairs {
+		if p := &r.Repairs[i]; p.After != "" {
+			out.printf("-- %s: back again %s\n%s;\n", p.Table.Display(), strings.ReplaceAll(p.Key, "\n", " "), p.After)
+		}
 	}
 	out.printf("COMMIT;\n")
 	return out.err

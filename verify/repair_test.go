@@ -124,6 +124,73 @@ func TestRepairIsBounded(t *testing.T) {
 	}
 }
 
+// Unique values that went to other rows are mended, whichever of the two comes first, and values of columns that
+// only the target has stay. Catches: repairs in the order of keys; rows that swapped a value updated one by one.
+func TestRepairOfUniqueValues(t *testing.T) {
+	t.Parallel()
+	const ddl = `CREATE TABLE u (id int PRIMARY KEY, v text, a int UNIQUE); INSERT INTO u SELECT i, 'v' || i, i FROM generate_series(1, 20) i;
+		CREATE TABLE e (id int PRIMARY KEY, v text); CREATE UNIQUE INDEX ON e (upper(v)); INSERT INTO e SELECT i, 'v' || i FROM generate_series(1, 20) i;
+		CREATE TABLE p (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p0 PARTITION OF p DEFAULT; CREATE UNIQUE INDEX ON p0 (v);
+		INSERT INTO p SELECT i, 0, 'v' || i FROM generate_series(1, 20) i;`
+	const damage = `UPDATE u SET a = -1 WHERE id = 5; UPDATE u SET a = 5 WHERE id = 6; UPDATE u SET a = 6 WHERE id = 5; UPDATE u SET v = 'x' WHERE id = 9;
+		DELETE FROM u WHERE id = 7; INSERT INTO u VALUES (30, 'v', 7); DELETE FROM u WHERE id = 12; UPDATE u SET a = 12 WHERE id = 13;
+		UPDATE e SET v = 'w' WHERE id = 5; UPDATE e SET v = 'V5' WHERE id = 6; UPDATE e SET v = 'V6' WHERE id = 5;
+		UPDATE p SET v = 'w' WHERE id = 5; UPDATE p SET v = 'v5' WHERE id = 6; UPDATE p SET v = 'v6' WHERE id = 5`
+	for _, how := range []string{"script", "mend"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			src, dst := pair(t, ddl)
+			dst.Exec(t, damage)
+			cfg := config(t, src, dst)
+			cfg.Repairs = 100
+			s, err := Open(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			r, err := s.Exact(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := int64(len(r.Repairs)); got != r.Differences || got != 11 {
+				t.Fatalf("%d repairs for %d differences", got, r.Differences)
+			}
+			if how == "script" {
+				script(t, dst, r)
+			} else if again, err := s.Mend(t.Context(), r); err != nil || again.Differences != 0 {
+				t.Fatalf("mended: %+v, %v", again, err)
+			}
+			if r := run(t, config(t, src, dst)); r.Differences != 0 {
+				t.Errorf("%d differences are left", r.Differences)
+			}
+		})
+	}
+}
+
+// A row with a column that only the target has is not taken away to be mended: the column would be lost.
+func TestRepairKeepsOtherColumns(t *testing.T) {
+	t.Parallel()
+	src, dst := pair(t, "CREATE TABLE u (id int PRIMARY KEY, a int UNIQUE); INSERT INTO u SELECT i, i FROM generate_series(1, 20) i")
+	dst.Exec(t, "ALTER TABLE u ADD more text; UPDATE u SET more = 'kept', a = 100 WHERE id = 5")
+	cfg := config(t, src, dst)
+	cfg.Repairs = 10
+	s, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r, err := s.Exact(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.Mend(t.Context(), r); err != nil || again.Differences != 0 {
+		t.Fatalf("mended: %+v, %v", again, err)
+	}
+	if got := dst.Strings(t, "SELECT a, more FROM u WHERE id = 5")[0]; got != "5|kept" {
+		t.Errorf("the row is %s", got)
+	}
+}
+
 // Repairs write what the rules make of the source's row.
 func TestRepairThroughRules(t *testing.T) {
 	t.Parallel()
