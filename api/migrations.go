@@ -38,7 +38,7 @@ type CommandRequest struct {
 }
 
 func verbs() []migrate.Verb {
-	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync, migrate.PauseVerify, migrate.ResumeVerify}
+	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync, migrate.Routed, migrate.PauseVerify, migrate.ResumeVerify}
 }
 
 func (s *Server) list(c *gin.Context) {

@@ -82,7 +82,7 @@ func (m *Migration) obey(v Verb) {
 			close(m.mu.goOn)
 			m.mu.goOn = nil
 		}
-	case Approve, Pause, Promote, Rollback, Complete, PauseVerify:
+	case Approve, Pause, Promote, Rollback, Complete, Routed, PauseVerify:
 	}
 	m.changedLocked()
 }
@@ -133,6 +133,8 @@ func (m *Migration) refuseLocked(s *state, v Verb) string {
 		}
 	case Resync:
 		return m.refuseResyncLocked(s, switching)
+	case Routed:
+		return m.refuseRoutedLocked(s)
 	case PauseVerify:
 		if s.held != nil {
 			return "comparisons are paused already, by " + s.held.By
@@ -207,7 +209,7 @@ func (m *Migration) refuseRollbackLocked(s *state) string {
 // possibleLocked is the hint of a refusal: what would not be refused.
 func (m *Migration) possibleLocked(s *state) string {
 	var can []string
-	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync, PauseVerify, ResumeVerify} {
+	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync, Routed, PauseVerify, ResumeVerify} {
 		if m.refuseLocked(s, v) == "" {
 			can = append(can, string(v))
 		}
@@ -257,7 +259,7 @@ func (m *Migration) obeyed(ctx context.Context, v Verb, before state) error {
 			}
 			return false, m.stoppedLocked(s, l)
 		})
-	case Approve, Resume, PauseVerify, ResumeVerify:
+	case Approve, Resume, Routed, PauseVerify, ResumeVerify:
 	}
 	return nil
 }

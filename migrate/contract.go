@@ -230,6 +230,22 @@ type Router interface {
 	Stalls() StallStats
 }
 
+// A Guarantee is one promise that a Router keeps, or says that it does not.
+type Guarantee struct {
+	Name  string `json:"guarantee"` // leads, holds, drains, ...
+	Given bool   `json:"given"`
+	How   string `json:"how"`
+}
+
+// An Asker is a Router that leads nobody: a person does, and says so with "routed".
+type Asker interface {
+	Router
+	// Ahead says what a person should know before the owner changes.
+	Ahead(owner Side) string
+	// After says what a person has to do now that owner owns the data.
+	After(owner Side) string
+}
+
 // A Journal keeps the engine's records, durably and in order. eventstore implements it. Scan may
 // run while others append.
 type Journal interface {

@@ -37,6 +37,8 @@ const (
 	Complete Verb = "complete"
 	Cancel   Verb = "cancel"
 	Resync   Verb = "resync"
+	// Routed says that a person has moved the clients, where no router does.
+	Routed Verb = "routed"
 	// PauseVerify and ResumeVerify are about comparisons that run, and leave the migration alone.
 	PauseVerify  Verb = "pause-verify"
 	ResumeVerify Verb = "resume-verify"

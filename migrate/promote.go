@@ -219,6 +219,7 @@ func (m *Migration) finish(ctx context.Context, a *attempt, rows []step) error {
 	message = fmt.Sprintf("promotion of the %s: blackout %s, longest stall %s", a.to, p.Blackout.Round(time.Millisecond), p.Stall.Max.Round(time.Millisecond))
 	m.note(Event{Type: eventPromotion, Message: message}, fact{Promotion: &p})
 	m.note(phaseEvent(restOf(a.to), "the "+string(a.to)+" owns the data"), fact{})
+	m.askRouted()
 	m.update(func(l *live) { l.forget() })
 	return nil
 }

@@ -106,6 +106,7 @@ type state struct {
 	owner   Side
 	epoch   int64 // highest seen in the databases
 	attempt int64 // highest that a promotion tried
+	routed  int64 // up to which a person has moved the clients
 	passing bool  // own was begun and is not undone: the point of no return may be behind us
 
 	copied     *Copied
@@ -254,6 +255,8 @@ func (s *state) applyCommand(r record) {
 		s.goOn, s.parked, s.undone, s.err, s.hint = true, "", 0, "", ""
 	case Rollback, Complete, Cancel:
 		s.wish = r.Fact.Verb
+	case Routed:
+		s.routed = s.epoch
 	case Resync:
 		s.asked = append(s.asked, Ask{Number: r.Seq, Tables: r.Fact.Tables, By: r.Actor})
 		s.proof, s.proven = nil, Proof{} // rows change that are not in the stream

@@ -21,6 +21,7 @@ type Status struct {
 	Running    bool      `json:"running"` // this process drives it now
 	Error      string    `json:"error,omitempty"`
 	Hint       string    `json:"hint,omitempty"`
+	Asks       string    `json:"asks,omitempty"`     // what a person has to do, because no router leads the clients
 	Warnings   []string  `json:"warnings,omitempty"` // what an operator should know, though it goes on
 	StartedAt  time.Time `json:"started_at"`
 	PhaseSince time.Time `json:"phase_since"`

@@ -65,6 +65,7 @@ func (m *Migration) Status() Status {
 	if err := cmpErr(l.trouble, l.linkErr); err != nil {
 		st.Error, st.Hint = err.Error(), hint.Of(err)
 	}
+	st.Asks, _ = m.asksLocked(&s)
 	st.Recopy = m.recopyLocked()
 	st.Rollback = m.verdictLocked()
 	return st

@@ -251,8 +251,6 @@ func (p *Playbook) validate(file string) error {
 			"with applied the source keeps all WAL until the copy is done: choose ack: stored, or alarm or drop-slot")
 	case p.Follow.OnMaxSourceWAL != "alarm" && p.Follow.MaxSourceWAL == 0:
 		return hint.Wrap(bad("follow.on_max_source_wal says what to do at a limit that is not there"), "add follow.max_source_wal, for example 20GB")
-	case p.Router.Type != "gateway" && p.Router.Type != "none":
-		return bad("router.type is %q: want gateway or none", p.Router.Type)
 	case !slices.Contains([]string{"following", "verifying", "reads-switched", "promoted"}, p.Until):
 		return bad("until is %q: want following, verifying, reads-switched or promoted", p.Until)
 	case p.Promote.Headroom < 0:
@@ -266,6 +264,9 @@ func (p *Playbook) validate(file string) error {
 			"clients wait meanwhile: half of the budget is a good value")
 	}
 	if why := p.badGates(); why != "" {
+		return bad("%s", why)
+	}
+	if why := p.badRouter(); why != "" {
 		return bad("%s", why)
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Tables)) {

@@ -113,10 +113,13 @@ type Promote struct {
 
 // Router says what leads clients to the owner.
 type Router struct {
-	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default) or none: then clients are moved by hand,enum=gateway,enum=none"`
+	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default); pgbouncer; hooks; or none: then clients are moved by hand,enum=gateway,enum=pgbouncer,enum=hooks,enum=none"`
 	Listen     string `yaml:"listen" json:"listen,omitempty" jsonschema:"description=Read-write door; default 127.0.0.1:7432"`
 	ReadListen string `yaml:"read_listen" json:"read_listen,omitempty" jsonschema:"description=Read-only door; default the port after listen's"`
 	Users      string `yaml:"users" json:"users,omitempty" jsonschema:"description=File with users and their passwords or SCRAM secrets; without one only loopback clients are let in"`
+
+	PgBouncers []Bouncer   `yaml:"pgbouncers" json:"pgbouncers,omitempty" jsonschema:"description=Every PgBouncer that clients go through"`
+	Hooks      RouterHooks `yaml:"hooks" json:"hooks,omitzero" jsonschema:"description=Commands and webhooks that lead clients"`
 }
 
 // Rules returns the table rules in transform's terms.

@@ -66,6 +66,13 @@ func TestParseErrors(t *testing.T) {
 		{"no target", "name: m\nsource: a", "target is missing", "--target"},
 		{"bad name", "name: M m\nsource: a\ntarget: b", `name "M m"`, "lower-case"},
 		{"bad table", "name: m\nsource: a\ntarget: b\ntables: {users: {}}", `"users" is not schema.table`, "public.users"},
+		{"bad router", "name: m\nsource: a\ntarget: b\nrouter: {type: haproxy}", "want gateway, pgbouncer, hooks or none", ""},
+		{"no bouncer", "name: m\nsource: a\ntarget: b\nrouter: {type: pgbouncer}", "at least one is needed", ""},
+		{"two ways", "name: m\nsource: a\ntarget: b\nrouter: {type: pgbouncer, pgbouncers: [{admin: a, database: d, file: f, command: [c]}]}", "d needs one of file and command", ""},
+		{"same reads", "name: m\nsource: a\ntarget: b\nrouter: {type: pgbouncer, pgbouncers: [{admin: a, database: d, reads: d, file: f}]}", "reads of d need a name", ""},
+		{"no release", "name: m\nsource: a\ntarget: b\nrouter: {type: hooks, hooks: {hold: {http: h}}}", "release is missing", ""},
+		{"hook of another", "name: m\nsource: a\ntarget: b\nrouter: {hooks: {release: {http: h}}}", "goes with router.type: hooks", ""},
+		{"empty hook", "name: m\nsource: a\ntarget: b\nrouter: {type: hooks, hooks: {release: {timeout: 1s}}}", "release needs one of", ""},
 		{"bad until", "name: m\nsource: a\ntarget: b\nuntil: now", `until is "now"`, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -114,7 +114,11 @@ func (b *blueprint) invert() {
 // check runs preflight over the blueprint.
 func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
 	_, noTools := j.tools(ctx)
-	return preflight.Run(ctx, preflight.Config{
+	led, err := j.checkRouter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	findings, err := preflight.Run(ctx, preflight.Config{
 		Migration: j.playbook.Name, Source: j.source, Target: j.target,
 		Tables: j.plan.Forward.Tables, Mappings: j.plan.Forward.Mappings,
 		Full: j.plan.Forward.Full, InsertOnly: j.plan.Forward.InsertOnly, Why: j.plan.Forward.Why,
@@ -124,6 +128,7 @@ func (j *job) check(ctx context.Context) ([]migrate.Finding, error) {
 		EndsSessions: j.playbook.Promote.Blockers != "wait",
 		Lossy:        j.plan.Lossy, Tools: noTools,
 	})
+	return append(findings, led...), err
 }
 
 // tools finds a pg_dump that reads the source, and looks no more once it has one.

@@ -41,6 +41,7 @@ func (a *app) verbCommands() []*cobra.Command {
 		{migrate.Resume, "Go on after a pause or a failure", "Go on after a pause, or try again what failed once its cause is mended."},
 		{migrate.Promote, "Make the target the owner", "Go on to the promotion, from wherever the migration stopped."},
 		{migrate.Rollback, "Make the source the owner again", "Go back: the same as a promotion, with the same proof, in the other direction."},
+		{migrate.Routed, "Say that the clients were moved by hand", "Say that the clients were moved to the owner. Where no router leads them (router.type: none) ficus status asks for it after each change of owner."},
 		{migrate.Complete, "End a migration: stop the reverse link and clean up", "End a promoted migration. The old database stops following and stays fenced; there is no way back afterwards."},
 		{migrate.Cancel, "Give a migration up and clean up", "Give up before a promotion (or after a rollback): links, slots and triggers are removed, the tables on the target stay."},
 	}
@@ -190,6 +191,9 @@ func (a *app) showStatus(s migrate.Status) {
 			verdict = "not safe, because " + strings.Join(s.Rollback.Because, "; ")
 		}
 		rows = append(rows, []string{"  rollback", verdict})
+	}
+	if s.Asks != "" {
+		rows = append(rows, []string{"  to do", s.Asks})
 	}
 	for _, w := range s.Warnings {
 		rows = append(rows, []string{"  warning", w})

@@ -62,6 +62,9 @@ func (a *app) printPlan(j *job, tables []tablePlan) {
 		for _, sql := range j.objects() {
 			a.line("sql", map[string]any{"sql": sql}, "")
 		}
+		for _, g := range j.guarantees() {
+			a.line("guarantee", fields(g), "")
+		}
 		return
 	}
 	fmt.Fprintf(a.stdout, "\nmade in the databases, and removed at the end:\n  %s\n\n", strings.Join(j.objects(), "\n  "))
@@ -78,6 +81,21 @@ func (a *app) printPlan(j *job, tables []tablePlan) {
 	}
 	table(a.stdout, steps)
 	fmt.Fprintf(a.stdout, "  * clients wait\n\n")
+	a.printGuarantees(j)
+}
+
+// printGuarantees says what clients may rely on.
+func (a *app) printGuarantees(j *job) {
+	rows := [][]string{{"ROUTER " + j.playbook.Router.Type, "", ""}}
+	for _, g := range j.guarantees() {
+		given := "yes"
+		if !g.Given {
+			given = "no"
+		}
+		rows = append(rows, []string{"  " + g.Name, given, g.How})
+	}
+	table(a.stdout, rows)
+	fmt.Fprintln(a.stdout)
 }
 
 func rule(where string, columns int) string {

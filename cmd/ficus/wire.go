@@ -309,6 +309,8 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 	if e.gateway != nil {
 		c.Router = routerAdapter{e.gateway}
 	}
+	} else if c.Router, err = j.router(cfg.Log.With(slog.String("part", "router"))); err != nil {
+		return err
 	e.migration, err = migrate.New(c)
 	return err
 }
@@ -352,7 +354,7 @@ func (j *job) settings(yes bool) migrate.Settings {
 			Drain: time.Duration(p.Promote.DrainBudget), Proof: time.Duration(p.Promote.ProofBudget),
 		},
 	}
-	if p.Router.Type != "gateway" {
+	if !j.leadsReads() {
 		s.ReadSteps = nil
 	}
 	return s

@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -207,38 +206,14 @@ func (r *Runner) after(ctx context.Context, c Call, ended migrate.Phase) {
 }
 
 func (h Hook) run(ctx context.Context, c Call) error {
-	timeout := cmp.Or(h.Timeout, defaultTimeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
-	defer cancel()
 	body, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	if h.URL != "" {
-		err = post(ctx, h.URL, body)
-	} else {
-		err = h.exec(ctx, c, body)
-	}
-	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
-		return fmt.Errorf("%w: %w", cause, err)
-	}
-	return err
-}
-
-func (h Hook) exec(ctx context.Context, c Call, body []byte) error {
-	cmd := exec.CommandContext(ctx, h.Command[0], h.Command[1:]...)
-	cmd.Env = append(cmd.Environ(),
-		"FICUS_HOOK="+c.Hook, "FICUS_EVENT="+c.Event, "FICUS_MIGRATION="+c.Migration, "FICUS_PHASE="+string(c.Phase),
-		"FICUS_FROM="+string(c.From), "FICUS_OWNER="+string(c.Owner), "FICUS_EPOCH="+strconv.FormatInt(c.Epoch, 10))
-	cmd.Stdin = bytes.NewReader(body)
-	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	if said := lastLine(out.String()); err != nil && said != "" {
-		return fmt.Errorf("%w: %s", err, said)
-	}
-	return err
+	return Action{Command: h.Command, URL: h.URL, Timeout: h.Timeout}.Send(ctx, []string{
+		"FICUS_HOOK=" + c.Hook, "FICUS_EVENT=" + c.Event, "FICUS_MIGRATION=" + c.Migration, "FICUS_PHASE=" + string(c.Phase),
+		"FICUS_FROM=" + string(c.From), "FICUS_OWNER=" + string(c.Owner), "FICUS_EPOCH=" + strconv.FormatInt(c.Epoch, 10),
+	}, body)
 }
 
 func lastLine(s string) string {
