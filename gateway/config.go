@@ -36,6 +36,11 @@ type Config struct {
 	// must be on loopback addresses.
 	Users string
 
+	// Reads tunes the read-only door.
+	Reads Reads
+	// Shadow says which reads are run on the other backend, too.
+	Shadow Shadow
+
 	// HoldTimeout is how long one client waits for a Release (default 30 s).
 	HoldTimeout time.Duration
 	// MaxHeld is how many clients may wait at once (default 10,000).
@@ -56,6 +61,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	c.Reads, c.Shadow = c.Reads.withDefaults(), c.Shadow.withDefaults()
 	c.HoldTimeout = cmp.Or(c.HoldTimeout, 30*time.Second)
 	c.MaxHeld = cmp.Or(c.MaxHeld, 10_000)
 	c.MaxClients = cmp.Or(c.MaxClients, 10_000)
@@ -80,6 +86,9 @@ func (c Config) validate() error {
 	}
 	if _, ok := c.Backends[c.Owner]; !ok {
 		return fmt.Errorf("gateway: owner %q is not among the backends", c.Owner)
+	}
+	if err := errors.Join(c.Reads.validate(), c.Shadow.validate(c.Reads)); err != nil {
+		return err
 	}
 	if c.Listen == "" {
 		return errors.New("gateway: no address to listen on")

@@ -55,9 +55,13 @@ func (s *session) listen() (stray bool, err error) {
 				stray = s.becameReady(s.out.buf[s.out.pos+headerLen])
 			}
 			s.said = typ
+			s.failed = s.failed || typ == msgError
 			s.out.begin(size)
 		}
-		s.out.see()
+		piece := s.out.see()
+		if t := s.taped.Load(); t != nil {
+			t.record(piece)
+		}
 		if s.out.left > 0 {
 			return stray, nil
 		}
@@ -70,6 +74,7 @@ func (s *session) becameReady(status byte) (stray bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.track.ready(status)
+	s.endedLocked(status)
 	if s.mu.settling && s.mu.track.pending == 0 {
 		s.mu.settling = false
 		select {

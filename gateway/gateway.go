@@ -39,6 +39,8 @@ type Gateway struct {
 	listening chan struct{}   // closed when the doors are open
 	stopping  atomic.Bool
 	stalls    histogram
+	reads     *reads
+	shadow    *shadow
 	count     counters
 
 	mu struct {
@@ -85,6 +87,7 @@ func New(cfg Config) (*Gateway, error) {
 		sweep:     make(chan struct{}, 1),
 		listening: make(chan struct{}),
 	}
+	g.reads, g.shadow = newReads(&g.cfg), newShadow(g)
 	g.mu.doors = map[door]net.Addr{}
 	g.mu.sessions = map[*session]struct{}{}
 	g.mu.keys = map[cancelKey]*session{}
@@ -135,6 +138,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	close(g.listening)
 	group.Go(func() error { return g.sweeper(ctx) })
+	group.Go(func() error { return g.serveReads(ctx) })
 	err := group.Wait()
 
 	g.stopping.Store(true)

@@ -144,6 +144,7 @@ func (g *Gateway) Reads(ctx context.Context, percent int) error {
 	}
 	g.mu.Lock()
 	next := *g.route.Load()
+	g.reads.stepped(next.percent, percent)
 	next.percent = percent
 	g.route.Store(&next)
 	g.mu.Unlock()

@@ -19,7 +19,10 @@ import (
 const otherRetry = 5 * time.Second
 
 // prepared is a server session on the other backend that has the client session's state.
-type prepared struct{ srv *server }
+type prepared struct {
+	srv   *server
+	state *state
+}
 
 // follow brings a session at its border to where r says that it belongs.
 func (s *session) follow(ctx context.Context, r *route) error {
@@ -30,6 +33,9 @@ func (s *session) follow(ctx context.Context, r *route) error {
 	}
 	if time.Now().Before(s.retryAt) {
 		return nil
+	}
+	if done, err := s.recall(to); done || err != nil {
+		return err
 	}
 	if s.ready == nil || s.ready.srv.backend != to {
 		s.discardReady()
@@ -88,7 +94,7 @@ func (s *session) prepare(ctx context.Context, to Backend, patience time.Duratio
 		})
 		var u *unmovable
 		if err == nil {
-			return &prepared{srv}, nil
+			return &prepared{srv, st}, nil
 		}
 		if errors.As(err, &u) || !mayRetry(err) || time.Now().After(until) {
 			return nil, err
@@ -178,7 +184,7 @@ func (s *session) swap() error {
 	if err := s.park(); err != nil {
 		return err
 	}
-	old := s.srv
+	old, st := s.srv, s.ready.state
 	s.srv, s.ready = s.ready.srv, nil
 	s.mu.Lock()
 	s.mu.srv = s.srv
@@ -186,7 +192,11 @@ func (s *session) swap() error {
 	s.lost = true
 	err := s.tellClient(appendParams(nil, s.srv.params))
 	s.unpark()
-	old.bye()
+	if s.choice.each {
+		s.keep(old, st)
+	} else {
+		old.bye()
+	}
 	s.g.count.moved.Add(1)
 	if err != nil {
 		return err

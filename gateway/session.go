@@ -43,13 +43,17 @@ type session struct {
 	ready   *prepared      // made while held
 	lost    bool           // the server forgot the unnamed statement because we asked it something
 	retryAt time.Time      // read-only door: when to try the other backend again
+	choice  choice         // read-only door: where transactions go; mark is everybody's
+	rec     taper          // read-only door: of reads that are run twice
 
 	// Of downstream, or of upstream while downstream is parked.
-	srv  *server
-	out  window
-	said byte // type of the last message that the server began
+	srv    *server
+	out    window
+	said   byte // type of the last message that the server began
+	failed bool // the present unit met an error
 
-	nudged  atomic.Bool // look at the route before reading on
+	nudged  atomic.Bool          // look at the route before reading on
+	taped   atomic.Pointer[tape] // the present unit, complete and not answered
 	parkReq atomic.Bool
 	parked  chan struct{}
 	resume  chan struct{}
@@ -64,6 +68,8 @@ type session struct {
 		srv      *server // for cancel requests
 		hold     *hold   // counts this session's transaction
 		settling bool
+		began    time.Time               // of the present unit, on the read-only door
+		first    bool                    // upstream has not looked at the message that began it
 		waiting  context.CancelCauseFunc // ends the wait in the queue, nil when not held
 	}
 }
@@ -75,6 +81,7 @@ func (g *Gateway) newSession(conn net.Conn, who *identity, number float64, r *ro
 		parked: make(chan struct{}), resume: make(chan struct{}),
 		gone: make(chan struct{}), over: make(chan struct{}), settled: make(chan struct{}, 1),
 	}
+	s.choice, s.rec = g.newChoice(who), g.newTaper(who)
 	s.mu.track.status = statusIdle
 	s.mu.srv = srv
 	if srv.backend == g.backend(r, who.door, number) {
@@ -129,6 +136,7 @@ func (s *session) finish(err error) {
 		s.ticket.Done()
 	}
 	s.discardReady()
+	s.discardSpare()
 	var (
 		own    *refusal
 		theirs *serverError
@@ -216,7 +224,12 @@ func (s *session) joinHold(h *hold) {
 }
 
 // home returns the backend where the session belongs.
-func (s *session) home(r *route) Backend { return s.g.backend(r, s.who.door, s.number) }
+func (s *session) home(r *route) Backend {
+	if s.choice.behind {
+		return r.owner
+	}
+	return s.g.backend(r, s.who.door, s.number)
+}
 
 // cancelQuery cancels what the session does: its wait in the queue, or its query on the server.
 func (s *session) cancelQuery(ctx context.Context) error {

@@ -60,17 +60,25 @@ func upper(i int) time.Duration {
 func (h *histogram) stalls() Stalls {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	at := func(part float64) time.Duration {
-		rank, seen := int(part*float64(h.mu.n-1)), 0
-		for i, n := range h.mu.buckets {
-			if seen += int(n); seen > rank {
-				return min(upper(i), h.mu.max)
-			}
-		}
-		return h.mu.max
-	}
 	if h.mu.n == 0 {
 		return Stalls{}
 	}
-	return Stalls{Clients: h.mu.n, P50: at(0.50), P99: at(0.99), Max: h.mu.max}
+	return Stalls{Clients: h.mu.n, P50: h.atLocked(0.50), P99: h.atLocked(0.99), Max: h.mu.max}
+}
+
+// at returns what that part of the durations did not exceed.
+func (h *histogram) at(part float64) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.atLocked(part)
+}
+
+func (h *histogram) atLocked(part float64) time.Duration {
+	rank, seen := int(part*float64(h.mu.n-1)), 0
+	for i, n := range h.mu.buckets {
+		if seen += int(n); seen > rank {
+			return min(upper(i), h.mu.max)
+		}
+	}
+	return h.mu.max
 }

@@ -287,6 +287,7 @@ func (g *Gateway) identify(hello *startup, d door) (who *identity, database stri
 			who.params[name] = value
 		}
 	}
+	who.door = g.cfg.Reads.door(d, who)
 	if who.user == "" {
 		return nil, "", &refusal{fatal: true, code: "28000", message: "no PostgreSQL user name specified in startup packet"}
 	}

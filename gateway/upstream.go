@@ -63,6 +63,7 @@ func (s *session) forward(ctx context.Context) error {
 			s.typ = typ
 			if !s.drop {
 				s.memo.begin(typ)
+				s.rec.begin(s, typ, size, s.first())
 			}
 		}
 		piece := s.in.see()
@@ -70,6 +71,9 @@ func (s *session) forward(ctx context.Context) error {
 			s.in.relayed() // what came before has been flushed
 		} else {
 			s.memo.observe(piece, s.in.left == 0)
+			if t := s.rec.observe(piece, s.in.left == 0); t != nil {
+				s.taped.Store(t)
+			}
 		}
 		if s.in.left > 0 {
 			return s.flush()
@@ -109,8 +113,9 @@ func (s *session) admitMessage(ctx context.Context, typ byte) error {
 	}
 	s.mu.Lock()
 	r := s.g.route.Load() // under the lock: a Hold that changes it afterwards finds us begun
-	free := s.mu.track.open || s.mu.route == r && r.free(s.who.door)
+	free := s.mu.track.open || s.mu.route == r && r.free(s.who.door) && !s.choosesLocked(r)
 	if free || typ == msgCopyDone || typ == msgCopyFail {
+		s.beginsReadLocked()
 		s.mu.track.sent(typ)
 		s.mu.Unlock()
 		return nil
@@ -200,7 +205,9 @@ func (s *session) pass(ctx context.Context, typ byte) error {
 				return done(err)
 			}
 		}
-		if err := s.follow(ctx, s.g.route.Load()); err != nil {
+		r := s.g.route.Load()
+		s.choose(ctx, r)
+		if err := s.follow(ctx, r); err != nil {
 			return done(err)
 		}
 		if t != nil {
@@ -231,6 +238,7 @@ func (s *session) begins(typ byte) bool {
 	default:
 		return false
 	}
+	s.beginsReadLocked()
 	s.mu.track.sent(typ)
 	return true
 }
