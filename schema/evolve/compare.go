@@ -84,6 +84,12 @@ func (c *comparer) sends(name string) bool {
 	return slices.ContainsFunc(c.shape, func(s schema.Column) bool { return s.Name == name })
 }
 
+// computes reports whether a column is generated, then and now, which the stream does not show.
+func (c *comparer) computes(name string) bool {
+	was, is := c.known.Column(name), c.now.Table.Column(name)
+	return was != nil && is != nil && was.Generated && is.Generated
+}
+
 // before returns the known column that the stream now sends under a name, nil for a new one.
 func (c *comparer) before(name string) *schema.Column {
 	for was, is := range c.renames {
@@ -202,7 +208,7 @@ func (c *comparer) keys() {
 	}
 	columns := c.renamed(was.Columns)
 	has := func(k schema.Key) bool { return k.Immediate && slices.Equal(k.Columns, columns) }
-	gone := slices.ContainsFunc(columns, func(name string) bool { return !c.sends(name) })
+	gone := slices.ContainsFunc(columns, func(name string) bool { return !c.sends(name) && !c.computes(name) })
 	moved := c.now.Table.Identity == schema.IdentityIndex && !slices.Equal(c.now.Table.IdentKey, t.IdentKey)
 	if !gone && (c.Ahead || slices.ContainsFunc(c.now.Table.Keys, has) && !moved) {
 		return
