@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,8 +29,13 @@ const (
 
 // A Gateway leads clients to the owner. Its methods are safe for concurrent use.
 type Gateway struct {
-	cfg   Config
-	users users
+	cfg       Config
+	users     atomic.Pointer[users]
+	tls       atomic.Pointer[tls.Config] // nil: TLS is declined
+	directory *directory                 // nil without AuthQuery
+	limits    *limits
+	pool      *pool // nil unless transactions are pooled
+
 	queue *buffer.Queue         // of those held on the read-write door
 	route atomic.Pointer[route] // where sessions belong; changed under mu
 	moves chan struct{}         // one token per move in progress
@@ -38,6 +44,8 @@ type Gateway struct {
 	dial      pgconn.DialFunc // how to reach backends; nil, unless a test looks at the bytes, for the DSN's way
 	listening chan struct{}   // closed when the doors are open
 	stopping  atomic.Bool
+	retiring  atomic.Bool   // the doors are another process's
+	left      chan struct{} // one token when the last client has gone
 	stalls    histogram
 	reads     *reads
 	shadow    *shadow
@@ -45,19 +53,34 @@ type Gateway struct {
 
 	mu struct {
 		sync.Mutex
-		doors    map[door]net.Addr
-		sessions map[*session]struct{}
-		keys     map[cancelKey]*session
-		clients  int   // connections, those still starting included
-		hold     *hold // the present one, nil for none
-		epoch    int64 // of the last Hold or Release
-		answered bool  // by a Release: a Hold of that epoch comes too late
+		doors     map[door]net.Addr
+		listeners map[door]*net.TCPListener
+		sessions  map[client]struct{}
+		keys      map[cancelKey]client
+		clients   int   // connections, those still starting included
+		hold      *hold // the present one, nil for none
+		epoch     int64 // of the last Hold or Release
+		answered  bool  // by a Release: a Hold of that epoch comes too late
+		orphan    bool  // whoever began the hold is gone
 	}
 	work sync.WaitGroup // one per connection
 }
 
+// A client is one that is let in: a session, or a borrower.
+type client interface {
+	run(life context.Context)
+	refused() // instead of run, when it is too late for that
+	wake()    // look at the route, and whether the gateway stops
+	astray() bool
+	joinHold(h *hold)
+	leaveHold()
+	cancelQuery(ctx context.Context) error
+	cancelKey() cancelKey
+	user() string
+}
+
 // counters are what Stats reads.
-type counters struct{ moved, ended, refused, transactions atomic.Int64 }
+type counters struct{ moved, ended, refused, transactions, wouldHold, ahead atomic.Int64 }
 
 // Stats are the gateway's figures. Counters start at 0 with the process.
 type Stats struct {
@@ -68,6 +91,7 @@ type Stats struct {
 	Ended        int64 // sessions ended because they could not
 	Refused      int64 // transactions refused because the hold was too long or the queue full
 	Transactions int64 // units of work that ended outside a transaction block
+	WouldHold    int64 // of them, those that a dry run would have made wait
 }
 
 // New checks cfg and reads the users file. It opens nothing.
@@ -75,25 +99,51 @@ func New(cfg Config) (*Gateway, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	u, err := loadUsers(cfg.Users)
-	if err != nil {
-		return nil, err
-	}
 	cfg = cfg.withDefaults()
 	g := &Gateway{
-		cfg: cfg, users: u,
+		cfg: cfg, limits: newLimits(&cfg),
 		queue:     buffer.New(buffer.Config{MaxHeld: cfg.MaxHeld, MaxWait: cfg.HoldTimeout}),
 		moves:     make(chan struct{}, cfg.MaxMoves),
 		sweep:     make(chan struct{}, 1),
 		listening: make(chan struct{}),
+		left:      make(chan struct{}, 1),
+	}
+	if err := g.Reload(); err != nil {
+		return nil, err
+	}
+	if cfg.AuthQuery != "" {
+		g.directory = newDirectory(g, cfg.AuthQuery)
+	}
+	if cfg.Pooling == TransactionPooling {
+		g.pool = newPool(g)
 	}
 	g.reads, g.shadow = newReads(&g.cfg), newShadow(g)
 	g.mu.doors = map[door]net.Addr{}
-	g.mu.sessions = map[*session]struct{}{}
-	g.mu.keys = map[cancelKey]*session{}
-	g.mu.epoch = cfg.Epoch
-	g.route.Store(&route{owner: cfg.Owner})
+	g.mu.listeners = map[door]*net.TCPListener{}
+	g.mu.sessions = map[client]struct{}{}
+	g.mu.keys = map[cancelKey]client{}
+	g.mu.epoch, g.mu.answered = cfg.Epoch, cfg.Answered
+	g.route.Store(&route{owner: cfg.Owner, percent: cfg.Percent})
 	return g, nil
+}
+
+// Reload reads the users file and the certificate again. Clients that are connected stay. On an error
+// everything is as before.
+func (g *Gateway) Reload() error {
+	u, err := loadUsers(g.cfg.Users)
+	if err != nil {
+		return err
+	}
+	if old := g.users.Load(); old != nil {
+		u.mock = old.mock
+	}
+	t, err := g.cfg.TLS.load()
+	if err != nil {
+		return err
+	}
+	g.users.Store(&u)
+	g.tls.Store(t)
+	return nil
 }
 
 // Listening is closed once both doors are open.
@@ -119,7 +169,7 @@ func (g *Gateway) Stats() Stats {
 	return Stats{
 		Clients: clients, Sessions: sessions, Held: g.queue.Len(),
 		Moved: g.count.moved.Load(), Ended: g.count.ended.Load(), Refused: g.count.refused.Load(),
-		Transactions: g.count.transactions.Load(),
+		Transactions: g.count.transactions.Load(), WouldHold: g.count.wouldHold.Load(),
 	}
 }
 
@@ -139,11 +189,17 @@ func (g *Gateway) Run(ctx context.Context) error {
 	close(g.listening)
 	group.Go(func() error { return g.sweeper(ctx) })
 	group.Go(func() error { return g.serveReads(ctx) })
+	if g.pool != nil {
+		group.Go(func() error { return g.pool.keep(ctx) })
+	}
+	if g.cfg.Ask != nil {
+		group.Go(func() error { return g.watchOwner(ctx) })
+	}
 	err := group.Wait()
 
 	g.stopping.Store(true)
 	g.queue.Close()
-	g.nudge(func(*session) bool { return true })
+	g.nudge(func(client) bool { return true })
 	closed := make(chan struct{})
 	go func() { // ends with the last session; waited for below
 		defer close(closed)
@@ -157,6 +213,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 		abort(errors.New("gateway stopped"))
 		<-closed
 	}
+	if g.pool != nil {
+		g.pool.close()
+	}
+	if g.directory != nil {
+		g.directory.close(context.WithoutCancel(ctx)) // nobody logs in any more
+	}
 	return err
 }
 
@@ -169,14 +231,13 @@ func (g *Gateway) open(ctx, life context.Context, d door, group *errgroup.Group)
 	if addr == "" {
 		return nil
 	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", addr)
+	ln, err := g.listen(ctx, d, addr)
 	if err != nil {
 		return hint.Wrap(fmt.Errorf("gateway: open the %s door: %w", d, err),
 			"choose another address, or stop what listens there")
 	}
 	g.mu.Lock()
-	g.mu.doors[d] = ln.Addr()
+	g.mu.doors[d], g.mu.listeners[d] = ln.Addr(), ln
 	g.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	group.Go(func() error {
@@ -195,6 +256,9 @@ func (g *Gateway) accept(ctx, life context.Context, ln net.Listener, d door) err
 		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
+			}
+			if g.retiring.Load() {
+				return g.retire(ctx)
 			}
 			g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "accepting a client failed, will go on", slog.Any("err", err))
 			if err := retry.Wait(ctx); err != nil { // out of file descriptors, most likely
@@ -225,11 +289,16 @@ func (g *Gateway) admitClient() bool {
 func (g *Gateway) clientGone() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.mu.clients--
+	if g.mu.clients--; g.mu.clients == 0 {
+		select {
+		case g.left <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // nudge wakes the sessions that which selects, so that they look at the route.
-func (g *Gateway) nudge(which func(*session) bool) {
+func (g *Gateway) nudge(which func(client) bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for s := range g.mu.sessions {

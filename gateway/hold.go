@@ -21,11 +21,12 @@ type route struct {
 	owner    Backend
 	percent  int  // of the read-only door's sessions, on the backend that does not own
 	holding  bool // nothing may begin on the read-write door
+	counting bool // a dry run: what would wait is counted, and goes on
 	draining bool // held clients have not all gone; who comes now goes behind them
 }
 
 // free reports whether a session of that door may begin a transaction without asking further.
-func (r *route) free(d door) bool { return d == readOnly || !r.holding && !r.draining }
+func (r *route) free(d door) bool { return d == readOnly || !r.holding && !r.draining && !r.counting }
 
 // backend returns where a session with that number, from [0, 100), belongs.
 func (g *Gateway) backend(r *route, d door, number float64) Backend {
@@ -95,9 +96,14 @@ func (g *Gateway) beginHold(epoch int64) (*hold, error) {
 		g.stalls.reset()
 	}
 	g.mu.hold = h
-	// The queue first: whoever sees the route holding finds the queue closed.
-	g.queue.Hold()
-	g.route.Store(&route{owner: old.owner, percent: old.percent, holding: true})
+	g.mu.orphan = false
+	if !g.cfg.DryRun {
+		// The queue first: whoever sees the route holding finds the queue closed.
+		g.queue.Hold()
+	}
+	next := *old
+	next.holding, next.counting, next.draining = !g.cfg.DryRun, g.cfg.DryRun, false
+	g.route.Store(&next)
 	h.left.Store(1)
 	for s := range g.mu.sessions {
 		s.joinHold(h)
@@ -124,7 +130,9 @@ func (g *Gateway) Release(ctx context.Context, owner Backend, epoch int64) error
 	}
 	g.mu.epoch, g.mu.answered = epoch, true
 	// The route first: whoever the queue lets go finds it.
-	g.route.Store(&route{owner: owner, percent: old.percent, draining: true})
+	next := *old
+	next.owner, next.holding, next.counting, next.draining = owner, false, false, true
+	g.route.Store(&next)
 	g.queue.Release()
 	g.mu.Unlock()
 	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "released clients",
@@ -180,7 +188,7 @@ func (g *Gateway) sweeper(ctx context.Context) error {
 				g.drained()
 			}
 		}
-		g.nudge(func(s *session) bool { return s.astray() })
+		g.nudge(client.astray)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 // An identity is whom a client session speaks for. It does not change while the session lives.
 type identity struct {
 	user, password string
+	keys           *scramKeys        // of the client's login, nil without one
 	params         map[string]string // run-time parameters of the startup message
 	door           door
 }
@@ -27,10 +28,27 @@ type server struct {
 	pgc     *pgconn.PgConn    // conn was taken from it; only CancelRequest is used
 	params  map[string]string // what the server reported, after setup
 	notices []byte            // NoticeResponses that came while connecting
+	free    func()            // gives the place among the backend's sessions back
 }
 
 // connect opens a server session for who and lets setup work on it.
 func (g *Gateway) connect(
+	ctx context.Context, to Backend, who *identity, setup func(context.Context, *pgconn.PgConn) error,
+) (*server, error) {
+	free, err := g.limits.place(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	srv, err := g.connectNow(ctx, to, who, setup)
+	if err != nil {
+		free()
+		return nil, err
+	}
+	srv.free = free
+	return srv, nil
+}
+
+func (g *Gateway) connectNow(
 	ctx context.Context, to Backend, who *identity, setup func(context.Context, *pgconn.PgConn) error,
 ) (*server, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.cfg.MoveTimeout)
@@ -41,6 +59,9 @@ func (g *Gateway) connect(
 	cfg.Password = who.password
 	if cfg.Password == "" && who.user == cfg.User {
 		cfg.Password = dsn.Password()
+	}
+	if cfg.Password == "" && who.keys != nil {
+		who.keys.use(cfg)
 	}
 	cfg.User = who.user
 	cfg.RuntimeParams = maps.Clone(cfg.RuntimeParams)
@@ -75,6 +96,9 @@ func (g *Gateway) connect(
 		return nil, g.connectRefusal(ctx, to, err)
 	}
 	srv.conn, srv.pgc, srv.params = taken.Conn, pgc, taken.ParameterStatuses
+	if k, ok := srv.conn.(*keyedConn); ok { // logged in; pgconn reads whole messages, so nothing is left in it
+		srv.conn = k.Conn
+	}
 	return srv, srv.conn.SetDeadline(time.Time{})
 }
 
@@ -148,5 +172,11 @@ func (s *server) exchange(msgs []byte, within time.Duration, row func([][]byte))
 func (s *server) bye() {
 	_ = s.conn.SetDeadline(time.Now().Add(time.Second))
 	_, _ = s.conn.Write(appendMessage(nil, &pgproto3.Terminate{}))
+	s.close()
+}
+
+// close ends the connection and gives its place back.
+func (s *server) close() {
 	_ = s.conn.Close()
+	s.free()
 }

@@ -90,18 +90,27 @@ func (g *Gateway) newSession(conn net.Conn, who *identity, number float64, r *ro
 	return s
 }
 
-func (g *Gateway) register(s *session) {
+func (g *Gateway) register(c client) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.mu.sessions[s] = struct{}{}
-	g.mu.keys[s.key] = s
+	g.mu.sessions[c] = struct{}{}
+	g.mu.keys[c.cancelKey()] = c
 }
 
-func (g *Gateway) unregister(s *session) {
+func (g *Gateway) unregister(c client) {
+	g.limits.leave(c.user())
 	g.mu.Lock()
-	delete(g.mu.sessions, s)
-	delete(g.mu.keys, s.key)
+	delete(g.mu.sessions, c)
+	delete(g.mu.keys, c.cancelKey())
 	g.mu.Unlock()
+	c.leaveHold()
+}
+
+func (s *session) cancelKey() cancelKey { return s.key }
+func (s *session) user() string         { return s.who.user }
+func (s *session) refused()             { s.srv.bye() }
+
+func (s *session) leaveHold() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.hold != nil {
@@ -182,14 +191,14 @@ func (s *session) leave() {
 		_ = s.srv.conn.SetReadDeadline(time.Now().Add(time.Second))
 	}
 	<-s.gone
-	_ = s.srv.conn.Close()
+	s.srv.close()
 }
 
 // drain lets the client read our last words: closing while there is unread input resets the
 // connection and may lose them.
 func drain(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.CloseWrite()
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
 		_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		_, _ = io.CopyN(io.Discard, conn, 64<<10)
 	}

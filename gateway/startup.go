@@ -43,7 +43,7 @@ type cancelKey struct{ pid, secret uint32 }
 func (g *Gateway) serve(ctx, life context.Context, conn net.Conn, d door) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	s, err := g.start(ctx, conn, d)
+	s, err := g.start(ctx, &conn, d)
 	if err != nil {
 		g.tell(ctx, conn, err)
 		return
@@ -53,7 +53,8 @@ func (g *Gateway) serve(ctx, life context.Context, conn net.Conn, d door) {
 	}
 	defer g.clientGone()
 	if !stop() { // too late: the connection is closed already
-		s.srv.bye()
+		s.refused()
+		g.limits.leave(s.user())
 		return
 	}
 	g.register(s)
@@ -79,6 +80,7 @@ func (g *Gateway) tell(ctx context.Context, conn net.Conn, err error) {
 		g.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "client did not get in", slog.Any("err", err))
 		return
 	}
+	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "client refused", slog.String("client", conn.RemoteAddr().String()), slog.Any("err", logged(err)))
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
 	if _, err := conn.Write(out); err == nil {
 		drain(conn)
@@ -86,12 +88,12 @@ func (g *Gateway) tell(ctx context.Context, conn net.Conn, err error) {
 }
 
 // start brings a client to the point where it may send its first query. It returns nil for a
-// cancel request, which has been carried out.
-func (g *Gateway) start(ctx context.Context, conn net.Conn, d door) (*session, error) {
-	if err := conn.SetDeadline(time.Now().Add(g.cfg.StartupTimeout)); err != nil {
+// cancel request, which has been carried out. A client that asks for TLS gets it: conn changes.
+func (g *Gateway) start(ctx context.Context, conn *net.Conn, d door) (client, error) {
+	if err := (*conn).SetDeadline(time.Now().Add(g.cfg.StartupTimeout)); err != nil {
 		return nil, err
 	}
-	hello, err := readStartup(conn)
+	hello, err := readStartup(*conn, g.upgrade(ctx, conn))
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +101,13 @@ func (g *Gateway) start(ctx context.Context, conn net.Conn, d door) (*session, e
 		g.cancel(ctx, hello.body)
 		return nil, nil
 	}
+	if err := g.encrypted(*conn); err != nil {
+		return nil, err
+	}
 	if !g.admitClient() {
 		return nil, &refusal{fatal: true, code: "53300", message: "sorry, too many clients already"}
 	}
-	s, err := g.admit(ctx, conn, hello, d)
+	s, err := g.admit(ctx, *conn, hello, d)
 	if err != nil {
 		g.clientGone()
 		return nil, err
@@ -111,7 +116,7 @@ func (g *Gateway) start(ctx context.Context, conn net.Conn, d door) (*session, e
 }
 
 // admit authenticates the client and opens its server session.
-func (g *Gateway) admit(ctx context.Context, conn net.Conn, hello *startup, d door) (*session, error) {
+func (g *Gateway) admit(ctx context.Context, conn net.Conn, hello *startup, d door) (c client, err error) {
 	who, database, err := g.identify(hello, d)
 	if err != nil {
 		return nil, err
@@ -119,7 +124,7 @@ func (g *Gateway) admit(ctx context.Context, conn net.Conn, hello *startup, d do
 	if err := negotiate(conn, hello); err != nil {
 		return nil, err
 	}
-	if err := authenticate(conn, &g.users, who.user); err != nil {
+	if err := g.authenticate(ctx, conn, who); err != nil {
 		return nil, err
 	}
 	if !g.knows(database) {
@@ -131,24 +136,37 @@ func (g *Gateway) admit(ctx context.Context, conn net.Conn, hello *startup, d do
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
+	if err := g.limits.enter(who.user); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if c == nil {
+			g.limits.leave(who.user)
+		}
+	}()
 	number := rnd.Float64() * 100
 	r, srv, err := g.firstServer(ctx, who, number)
 	if err != nil {
 		return nil, err
 	}
-	s := g.newSession(conn, who, number, r, srv)
+	if g.pool != nil {
+		c = g.newBorrower(conn, who, number, srv.pgc.PID())
+	} else {
+		c = g.newSession(conn, who, number, r, srv)
+	}
+	key := c.cancelKey()
 	out := appendMessage(nil, &pgproto3.AuthenticationOk{})
 	out = appendParams(out, srv.params)
 	out = append(out, srv.notices...)
 	out = appendMessage(out, &pgproto3.BackendKeyData{
-		ProcessID: s.key.pid, SecretKey: binary.BigEndian.AppendUint32(nil, s.key.secret),
+		ProcessID: key.pid, SecretKey: binary.BigEndian.AppendUint32(nil, key.secret),
 	})
 	out = appendMessage(out, &pgproto3.ReadyForQuery{TxStatus: statusIdle})
 	if _, err := conn.Write(out); err != nil {
-		srv.bye()
+		c.refused()
 		return nil, errors.Join(errLeft, err)
 	}
-	return s, nil
+	return c, nil
 }
 
 // firstServer waits out a hold and opens the first server session. A read-only client whose
@@ -168,9 +186,13 @@ func (g *Gateway) firstServer(ctx context.Context, who *identity, number float64
 	}
 	r := g.route.Load()
 	to := g.backend(r, who.door, number)
-	srv, err := g.connect(ctx, to, who, nil)
+	connect := g.connect
+	if g.pool != nil {
+		connect = g.pool.first
+	}
+	srv, err := connect(ctx, to, who, nil)
 	if err != nil && who.door == readOnly && to != r.owner {
-		srv, err = g.connect(ctx, r.owner, who, nil)
+		srv, err = connect(ctx, r.owner, who, nil)
 	}
 	return r, srv, err
 }
@@ -208,13 +230,22 @@ func stopped() *refusal {
 	return &refusal{fatal: true, code: "57P01", message: "terminating connection due to administrator command"}
 }
 
-// readStartup reads startup packets until one is neither SSLRequest nor GSSENCRequest, both of
-// which it declines. It takes no byte beyond.
-func readStartup(conn io.ReadWriter) (*startup, error) {
-	for range 3 { // each request at most once
+// readStartup reads startup packets until one is neither SSLRequest nor GSSENCRequest. It takes no
+// byte beyond. secure puts the connection under TLS, once; nil declines that. What a client sends
+// between SSLRequest and its answer is read as TLS, so nobody can slip something in ahead of it.
+func readStartup(conn io.ReadWriter, secure func(already []byte) (io.ReadWriter, error)) (*startup, error) {
+	for range 4 { // each request at most once, and TLS without one
 		head := make([]byte, 8)
 		if _, err := io.ReadFull(conn, head); err != nil {
 			return nil, errors.Join(errLeft, err)
+		}
+		if head[0] == recordHandshake && secure != nil {
+			var err error
+			if conn, err = secure(head); err != nil {
+				return nil, err
+			}
+			secure = nil
+			continue
 		}
 		n := binary.BigEndian.Uint32(head)
 		if n < 8 || n > maxStartup {
@@ -225,6 +256,15 @@ func readStartup(conn io.ReadWriter) (*startup, error) {
 			return nil, errors.Join(errLeft, err)
 		}
 		switch {
+		case hello.code == codeSSL && secure != nil:
+			if _, err := conn.Write([]byte{'S'}); err != nil {
+				return nil, errors.Join(errLeft, err)
+			}
+			var err error
+			if conn, err = secure(nil); err != nil {
+				return nil, err
+			}
+			secure = nil
 		case hello.code == codeSSL || hello.code == codeGSS:
 			if _, err := conn.Write([]byte{'N'}); err != nil {
 				return nil, errors.Join(errLeft, err)
@@ -291,7 +331,6 @@ func (g *Gateway) identify(hello *startup, d door) (who *identity, database stri
 	if who.user == "" {
 		return nil, "", &refusal{fatal: true, code: "28000", message: "no PostgreSQL user name specified in startup packet"}
 	}
-	who.password = g.users.byName[who.user].password
 	return who, database, nil
 }
 
@@ -341,14 +380,20 @@ func appendParams(b []byte, params map[string]string) []byte {
 
 // cancel passes a cancel request on to where the session is now.
 func (g *Gateway) cancel(ctx context.Context, body []byte) {
-	if len(body) != 8 {
-		return
+	if len(body) == 8 {
+		g.Cancel(ctx, binary.BigEndian.Uint32(body), binary.BigEndian.Uint32(body[4:]))
 	}
-	key := cancelKey{binary.BigEndian.Uint32(body), binary.BigEndian.Uint32(body[4:])}
+}
+
+// Cancel is a cancel request with the key data of a session, here or elsewhere.
+func (g *Gateway) Cancel(ctx context.Context, pid, secret uint32) {
 	g.mu.Lock()
-	s := g.mu.keys[key]
+	s := g.mu.keys[cancelKey{pid, secret}]
 	g.mu.Unlock()
 	if s == nil {
+		if g.cfg.Elsewhere != nil {
+			g.cfg.Elsewhere(ctx, pid, secret)
+		}
 		return
 	}
 	ctx, done := context.WithTimeout(ctx, g.cfg.MoveTimeout)

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"net"
 	"sync/atomic"
 	"time"
 
@@ -234,6 +235,9 @@ func (s *session) begins(typ byte) bool {
 		return false
 	case s.home(r) == s.srv.backend:
 		s.mu.route = r
+		if r.counting && s.who.door == readWrite {
+			s.g.count.wouldHold.Add(1)
+		}
 	case s.who.door == readOnly && time.Now().Before(s.retryAt): // stays where it can read
 	default:
 		return false
@@ -250,7 +254,7 @@ func (s *session) wait(ctx context.Context, t *buffer.Ticket) error {
 	defer cancel(nil)
 	s.setWaiting(cancel)
 	defer s.setWaiting(nil)
-	defer s.watch(cancel)()
+	defer s.g.watch(s.client, &s.in, cancel)()
 
 	if r := s.g.route.Load(); r.holding && s.ready == nil {
 		s.getReady(ctx, r)
@@ -268,17 +272,21 @@ func (s *session) setWaiting(cancel context.CancelCauseFunc) {
 	s.mu.waiting = cancel
 }
 
-// watch reads on from the client, into the window, so that its leaving is noticed; stop ends that.
-func (s *session) watch(leave context.CancelCauseFunc) (stop func()) {
+// watch reads on from a held client, into its window, so that its leaving is noticed; stop ends that.
+// It stops by itself when the client, or all those held together, have said too much.
+func (g *Gateway) watch(client net.Conn, in *window, leave context.CancelCauseFunc) (stop func()) {
 	var stopping atomic.Bool
+	var ahead int64 // bytes read; they count against what all held clients may say
 	done := make(chan struct{})
 	go func() { // waited for by stop
 		defer close(done)
-		for s.in.end-s.in.sent < maxWindow/2 {
-			n, err := s.client.Read(s.in.room())
-			s.in.filled(n)
+		for in.end-in.sent < maxWindow/2 && g.count.ahead.Load() < g.cfg.MaxHeldBytes {
+			n, err := client.Read(in.room())
+			in.filled(n)
+			ahead += int64(n)
+			g.count.ahead.Add(int64(n))
 			if timedOut(err) { // stop, or a nudge that has to wait
-				_ = s.client.SetReadDeadline(time.Time{})
+				_ = client.SetReadDeadline(time.Time{})
 				if stopping.Load() {
 					return
 				}
@@ -292,9 +300,10 @@ func (s *session) watch(leave context.CancelCauseFunc) (stop func()) {
 	}()
 	return func() {
 		stopping.Store(true)
-		_ = s.client.SetReadDeadline(time.Unix(1, 0))
+		_ = client.SetReadDeadline(time.Unix(1, 0))
 		<-done
-		_ = s.client.SetReadDeadline(time.Time{})
+		g.count.ahead.Add(-ahead)
+		_ = client.SetReadDeadline(time.Time{})
 	}
 }
 

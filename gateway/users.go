@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"bufio"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -156,19 +155,11 @@ func parseSecret(s string) (scram.StoredCredentials, error) {
 // trusted reports whether nobody has to authenticate.
 func (u *users) trusted() bool { return u.byName == nil }
 
-// credentials returns what the named user must prove to know; for an unknown user something that
-// nobody knows.
-func (u *users) credentials(name string) scram.StoredCredentials {
-	if known, ok := u.byName[name]; ok {
-		return known.stored
-	}
-	mac := hmac.New(sha256.New, u.mock[:])
-	mac.Write([]byte(name))
-	salt := mac.Sum(nil)[:16]
-	mac.Write([]byte("key"))
-	key := mac.Sum(nil)
-	return scram.StoredCredentials{
-		KeyFactors: scram.KeyFactors{Salt: string(salt), Iters: scramIterations},
+// nobody returns what an unknown user must prove to know: something that nobody knows.
+func (u *users) nobody(name string) user {
+	key := mac(u.mock[:], name+"key")
+	return user{stored: scram.StoredCredentials{
+		KeyFactors: scram.KeyFactors{Salt: string(mac(u.mock[:], name)[:16]), Iters: scramIterations},
 		StoredKey:  key, ServerKey: key,
-	}
+	}}
 }
