@@ -116,6 +116,7 @@ func TestDocumentHasTheFields(t *testing.T) {
 		reflect.TypeFor[List](), reflect.TypeFor[migrate.Event](), reflect.TypeFor[Problem](), reflect.TypeFor[Health](),
 		reflect.TypeFor[StartRequest](), reflect.TypeFor[CommandRequest](), reflect.TypeFor[AmendRequest](),
 		reflect.TypeFor[VerifyRequest](), reflect.TypeFor[Comparison](),
+		reflect.TypeFor[Commands](),
 	} {
 		check(typ)
 	}

@@ -101,9 +101,9 @@ func problemOf(err error, other Code) *Problem {
 	}
 	code := other
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrNoCommand):
 		code = CodeNotFound
-	case errors.Is(err, migrate.ErrNotNow):
+	case errors.Is(err, migrate.ErrNotNow), errors.Is(err, ErrCommandState):
 		code = CodeNotNow
 	case errors.Is(err, ErrExists):
 		code = CodeExists

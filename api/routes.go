@@ -51,6 +51,10 @@ func (s *Server) route() error {
 	v1.POST("/migrations/:name/playbook", s.need(Operator), s.amend)
 	v1.POST("/migrations/:name/verify", s.need(Operator), s.verify)
 	v1.GET("/migrations/:name/evidence", s.need(Viewer), s.evidence)
+	v1.GET("/migrations/:name/commands", s.need(Viewer), s.listCommands)
+	v1.GET("/migrations/:name/commands/:key", s.need(Viewer), s.showCommand)
+	v1.POST("/migrations/:name/commands/:key/requeue", s.need(Operator), s.requeueCommand)
+	v1.POST("/migrations/:name/commands/:key/drop", s.need(Operator), s.dropCommand)
 	v1.POST("/migrations/:name/:verb", s.need(Viewer), s.command)
 	s.routes = e.Routes()
 

@@ -190,6 +190,7 @@ func TestReopened(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.Bucket = openBucket(t, files.CrashClone(vfs.CrashCloneCfg{}))
+	l = openCommands(t, cfg)
 	run(t, l)
 	if e := accept(t, l, Command{Key: "fine", Type: "good"}); e.Seq != 4 {
 		t.Errorf("number %d, want 4", e.Seq)

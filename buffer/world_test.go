@@ -147,9 +147,8 @@ type client struct {
 // that fails before and after it has made a change. What was acknowledged is made once, in its order;
 // a key that is sent again gets the answer that it got before.
 //
-// It fails when Accept does not sync, when an acknowledged command is not loaded, when finish tells
-// before it has written, when a lane goes on with its second command while the first is delayed, and when
-// enter numbers commands anew after a crash.
+// It fails when Accept does not sync, when an acknowledged command is not loaded, when a lane goes on with
+// its second command while the first is delayed, and when commands are numbered anew after a crash.
 func TestCrashes(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(6) {

@@ -113,11 +113,14 @@ type Promote struct {
 
 // Router says what leads clients to the owner.
 type Router struct {
-	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default); pgbouncer; hooks; or none: then clients are moved by hand,enum=gateway,enum=pgbouncer,enum=hooks,enum=none"`
+	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default); http; pgbouncer; hooks; or none: then clients are moved by hand,enum=gateway,enum=http,enum=pgbouncer,enum=hooks,enum=none"`
 	Listen     string `yaml:"listen" json:"listen,omitempty" jsonschema:"description=Read-write door; default 127.0.0.1:7432"`
 	ReadListen string `yaml:"read_listen" json:"read_listen,omitempty" jsonschema:"description=Read-only door; default the port after listen's"`
 	Users      string `yaml:"users" json:"users,omitempty" jsonschema:"description=File with users and their passwords or SCRAM secrets; without one only loopback clients are let in"`
 
+	Control []string `yaml:"control" json:"control,omitempty" jsonschema:"description=Control sockets of gateways that run as processes of their own (ficus gateway); this migration then opens no doors itself"`
+
+	HTTP       *HTTPDoor   `yaml:"http" json:"http,omitempty" jsonschema:"description=The door for applications that talk to a data server over HTTP"`
 	PgBouncers []Bouncer   `yaml:"pgbouncers" json:"pgbouncers,omitempty" jsonschema:"description=Every PgBouncer that clients go through"`
 	Hooks      RouterHooks `yaml:"hooks" json:"hooks,omitzero" jsonschema:"description=Commands and webhooks that lead clients"`
 }
@@ -165,6 +168,9 @@ func (p *Playbook) setDefaults() {
 	def(&p.Promote.Headroom, 1000)
 	def(&p.Router.Type, "gateway")
 	def(&p.Router.Listen, "127.0.0.1:7432")
+	if p.Router.HTTP != nil {
+		def(&p.Router.HTTP.Listen, "127.0.0.1:7480")
+	}
 }
 
 // def sets a zero value to its default.

@@ -32,10 +32,10 @@ type RouterHook struct {
 // badRouter says what is wrong with the router, or "".
 func (p *Playbook) badRouter() string {
 	r := p.Router
-	types := []string{"gateway", "pgbouncer", "hooks", "none"}
+	types := []string{"gateway", "http", "pgbouncer", "hooks", "none"}
 	switch {
 	case !slices.Contains(types, r.Type):
-		return fmt.Sprintf("router.type is %q: want %s", r.Type, strings.Join(types[:3], ", ")+" or none")
+		return fmt.Sprintf("router.type is %q: want %s", r.Type, strings.Join(types[:4], ", ")+" or none")
 	case r.Type != "gateway" && len(r.Control) > 0:
 		return "router.control goes with router.type: gateway"
 	case (r.Type == "pgbouncer") != (len(r.PgBouncers) > 0):
@@ -44,6 +44,9 @@ func (p *Playbook) badRouter() string {
 		return "router.hooks goes with router.type: hooks, and release is needed there"
 	case r.Type == "hooks" && r.Hooks.Release == nil:
 		return "router.hooks: release is missing: nothing would lead clients to the owner"
+	}
+	if why := r.badHTTP(); why != "" {
+		return why
 	}
 	for _, b := range r.PgBouncers {
 		switch {

@@ -148,7 +148,7 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 	root.AddCommand(
 		a.demoCommand(), a.checkCommand(), a.planCommand(), a.runCommand(), a.serveCommand(),
 		a.statusCommand(), a.watchCommand(), a.evidenceCommand(), a.verifyCommand(), a.copyCommand(), a.followCommand(),
-		a.playbooksCommand(), a.recoverCommand(), a.cleanupCommand(), a.versionCommand(),
+		a.commandsCommand(), a.playbooksCommand(), a.recoverCommand(), a.cleanupCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.verbCommands()...)
 	root.AddCommand(a.resyncCommand())

@@ -167,6 +167,15 @@ func (a *app) announce(ctx context.Context, screen *console, e *engine, server *
 			return nil
 		}
 	}
+	if e.door != nil {
+		select {
+		case <-e.door.Listening():
+			doors["http"] = e.door.Addr().String()
+			text = append(text, fmt.Sprintf("application sends HTTP to %s", e.door.Addr()))
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	if a.json {
 		a.line("listening", doors, "")
 		return nil

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/gateway"
+	"github.com/ficus-migrate/ficus/gateway/httpdoor"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
 	"github.com/ficus-migrate/ficus/migrate/fence"
@@ -36,6 +37,7 @@ type engine struct {
 	job       *job
 	migration *migrate.Migration
 	gateway   *gateway.Gateway // nil without one
+	door      *httpdoor.Door   // nil without one
 	forward   *link.Link
 	reverse   *link.Link // nil when the rules are lossy
 	follower  *ddl.Follower
@@ -92,6 +94,10 @@ func newEngine(ctx context.Context, j *job, cfg engineConfig) (*engine, error) {
 		return nil, err
 	}
 	if err := e.wireGateway(ctx, cfg); err != nil {
+		e.Close()
+		return nil, err
+	}
+	if err := e.wireDoor(ctx, cfg); err != nil {
 		e.Close()
 		return nil, err
 	}
@@ -306,11 +312,16 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 	if e.reverse != nil {
 		c.Reverse = linkAdapter{e.reverse}
 	}
-	if e.gateway != nil {
+	switch {
+	case e.gateway != nil:
 		c.Router = routerAdapter{e.gateway}
+	case e.door != nil:
+		c.Router = doorAdapter{e.door}
+	default:
+		if c.Router, err = j.router(cfg.Log.With(slog.String("part", "router"))); err != nil {
+			return err
+		}
 	}
-	} else if c.Router, err = j.router(cfg.Log.With(slog.String("part", "router"))); err != nil {
-		return err
 	e.migration, err = migrate.New(c)
 	return err
 }
@@ -377,19 +388,20 @@ func (e *engine) Run(ctx context.Context, failed func(error)) error {
 			<-done
 		}()
 	}
-	if e.gateway == nil {
+	door := e.front()
+	if door == nil {
 		return e.migration.Run(ctx)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := e.gateway.Run(ctx); ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
+		if err := door.Run(ctx); ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
 			return err
 		}
 		return nil
 	})
 	g.Go(func() error {
 		select {
-		case <-e.gateway.Listening():
+		case <-door.Listening():
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -413,10 +425,13 @@ func (e *engine) Run(ctx context.Context, failed func(error)) error {
 	return nil
 }
 
-// inUse reports whether clients depend on the gateway: some are connected, or ownership has moved
-// and they cannot go back to where they were.
+// inUse reports whether clients depend on the front door: some are connected, or have sent it something, or
+// ownership has moved and they cannot go back to where they were.
 func (e *engine) inUse() bool {
-	return e.gateway.Stats().Clients > 0 || len(e.migration.Status().Promotions) > 0
+	if e.door != nil && e.door.Used() {
+		return true
+	}
+	return e.gateway != nil && e.gateway.Stats().Clients > 0 || len(e.migration.Status().Promotions) > 0
 }
 
 // errOver ends the gateway of a migration that is completed or cancelled.

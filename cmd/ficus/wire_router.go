@@ -25,7 +25,7 @@ func (j *job) guarantees() []migrate.Guarantee {
 func (j *job) leadsReads() bool {
 	r := j.playbook.Router
 	switch router.Kind(r.Type) {
-	case router.KindGateway:
+	case router.KindGateway, router.KindHTTP:
 		return true
 	case router.KindPgBouncer:
 		for _, b := range r.PgBouncers {
@@ -45,7 +45,7 @@ func (j *job) router(log *slog.Logger) (migrate.Router, error) {
 	r := j.playbook.Router
 	places := map[migrate.Side]pg.DSN{migrate.Source: j.source, migrate.Target: j.target}
 	switch router.Kind(r.Type) {
-	case router.KindGateway:
+	case router.KindGateway, router.KindHTTP: // the engine makes them
 	case router.KindPgBouncer:
 		return j.pgbouncer(log)
 	case router.KindHooks:
@@ -84,7 +84,11 @@ func action(h *playbooks.RouterHook) *hooks.Action {
 
 // checkRouter looks for what would go wrong at a switch.
 func (j *job) checkRouter(ctx context.Context) ([]migrate.Finding, error) {
-	if j.copyOnly || j.playbook.Until == string(migrate.Following) || router.Kind(j.playbook.Router.Type) != router.KindPgBouncer {
+	kind := router.Kind(j.playbook.Router.Type)
+	if kind == router.KindHTTP {
+		return j.checkDoor(ctx), nil
+	}
+	if j.copyOnly || j.playbook.Until == string(migrate.Following) || kind != router.KindPgBouncer {
 		return nil, nil
 	}
 	r, err := j.pgbouncer(nil)

@@ -128,6 +128,22 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// Check says what is wrong with a configuration, as far as that can be told without its command log.
+func Check(c Config) error {
+	c = c.withDefaults()
+	servers, err := c.servers()
+	if err != nil {
+		return err
+	}
+	if _, _, err := c.routes(); err != nil {
+		return err
+	}
+	if _, err := compileTypes(c.Commands.Types, servers); err != nil {
+		return fmt.Errorf("HTTP door: commands: %w", err)
+	}
+	return c.checkListen()
+}
+
 // takesCommands reports whether there is a log for them.
 func (c *Config) takesCommands() bool { return c.Commands.Log.Bucket != nil }
 

@@ -183,6 +183,12 @@ func (d *Door) Stats() Stats {
 	return s
 }
 
+// Used reports whether somebody has sent something to the door, or commands wait in its log.
+func (d *Door) Used() bool {
+	s := d.Stats()
+	return s.Reads+s.Writes+s.Refused > 0 || s.Commands != nil && (s.Commands.Accepted+s.Commands.Repeated > 0 || s.Commands.Waiting+s.Commands.Sending > 0)
+}
+
 // Run serves clients and sends commands until ctx ends. Requests may then go on for StopTimeout. It returns
 // ctx's cause once all have ended. Run it once.
 func (d *Door) Run(ctx context.Context) error {

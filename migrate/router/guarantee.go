@@ -8,13 +8,14 @@ type Kind string
 // The kinds.
 const (
 	KindGateway   Kind = "gateway"
+	KindHTTP      Kind = "http"
 	KindPgBouncer Kind = "pgbouncer"
 	KindHooks     Kind = "hooks"
 	KindNone      Kind = "none"
 )
 
 // Kinds returns all of them, the default first.
-func Kinds() []Kind { return []Kind{KindGateway, KindPgBouncer, KindHooks, KindNone} }
+func Kinds() []Kind { return []Kind{KindGateway, KindHTTP, KindPgBouncer, KindHooks, KindNone} }
 
 // What routers may promise.
 const (
@@ -50,6 +51,16 @@ func Guarantees(k Kind, o Options) []migrate.Guarantee {
 			g(Reads, true, "sessions of the read-only door, by percentage"),
 			g(Stalls, true, "every wait: p50, p99, max"),
 			g(Outlive, false, "the doors of ficus run and serve close with the process: clients connect again when it is back"),
+		}
+	case KindHTTP:
+		return []migrate.Guarantee{
+			g(Leads, true, "each request goes to the data server of the owner"),
+			g(Holds, true, "writes wait in order of arrival, at most router.http.hold_wait, then 503; commands wait for as long as it takes"),
+			g(Drains, true, "a switch waits for writes and commands at the data server, within its budget"),
+			g(Epochs, true, "the door refuses orders of an older epoch"),
+			g(Reads, true, "requests, by route and percentage"),
+			g(Stalls, true, "every wait: p50, p99, max"),
+			g(Outlive, false, "the door of ficus run and serve closes with the process; commands that it accepted are sent when it is back"),
 		}
 	case KindPgBouncer:
 		if o.Reads {
