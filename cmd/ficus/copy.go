@@ -142,7 +142,10 @@ func (a *app) copy(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	if err := l.build(ctx, step); err != nil {
+	if err := l.buildIndexes(ctx, step); err != nil {
+		return err
+	}
+	if err := l.buildRest(ctx, step); err != nil {
 		return err
 	}
 	if err := copySequences(ctx, j); err != nil {

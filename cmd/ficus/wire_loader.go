@@ -200,9 +200,21 @@ func (l *loader) besideCopy(ctx context.Context, cfg *link.LoadConfig, step func
 	return nil
 }
 
-// Finish implements [migrate.Loader]. Changes go on being received meanwhile, so that the source
-// need not keep its WAL however long the indexes take.
+// Finish implements [migrate.Loader]. Foreign keys come when the tables stand at one instant, which those of a
+// copy that was interrupted do not yet.
 func (l *loader) Finish(ctx context.Context, step func(what string, done, total int)) error {
+	if err := l.receiving(ctx, func(ctx context.Context) error { return l.buildIndexes(ctx, step) }); err != nil {
+		return err
+	}
+	if err := l.link.Settle(ctx); err != nil {
+		return err
+	}
+	return l.receiving(ctx, func(ctx context.Context) error { return l.buildRest(ctx, step) })
+}
+
+// receiving lets changes be received while something is built, so that the source need not keep its WAL
+// however long that takes.
+func (l *loader) receiving(ctx context.Context, build func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	receiving, stop := context.WithCancelCause(ctx)
 	g.Go(func() error {
@@ -213,24 +225,27 @@ func (l *loader) Finish(ctx context.Context, step func(what string, done, total 
 	})
 	g.Go(func() error {
 		defer stop(errBuilt)
-		return l.build(ctx, step)
+		return build(ctx)
 	})
 	return g.Wait()
 }
 
-// errBuilt is the cause with which Finish stops receiving.
+// errBuilt is the cause with which receiving ends.
 var errBuilt = errors.New("the target's tables are built")
 
-// build makes keys, indexes, constraints, triggers, foreign keys and statistics.
-func (l *loader) build(ctx context.Context, step func(what string, done, total int)) error {
-	if l.job.playbook.CopiesSchema() {
-		if err := l.open(ctx); err != nil {
-			return err
-		}
-		if err := l.dump.Indexes(ctx, l.job.target, step); err != nil {
-			return err
-		}
+// buildIndexes makes keys and indexes.
+func (l *loader) buildIndexes(ctx context.Context, step func(what string, done, total int)) error {
+	if !l.job.playbook.CopiesSchema() {
+		return nil
 	}
+	if err := l.open(ctx); err != nil {
+		return err
+	}
+	return l.dump.Indexes(ctx, l.job.target, step)
+}
+
+// buildRest makes constraints, triggers, foreign keys and statistics.
+func (l *loader) buildRest(ctx context.Context, step func(what string, done, total int)) error {
 	target, err := l.job.target.Connect(ctx, "schema")
 	if err != nil {
 		return err
