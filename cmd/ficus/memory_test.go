@@ -55,18 +55,19 @@ type peak struct {
 func peaks(t *testing.T, n int) []peak {
 	t.Helper()
 	source, target := pgtest.DB(t), pgtest.DB(t)
-	source.Exec(t, fmt.Sprintf(`CREATE TABLE public.t (id bigint PRIMARY KEY, n int NOT NULL, v text NOT NULL); CREATE TABLE public.done (what text PRIMARY KEY);
+	writer := source.Conn(t) // of statements that take minutes where rows are many
+	_, err := writer.Exec(t.Context(), fmt.Sprintf(`CREATE TABLE public.t (id bigint PRIMARY KEY, n int NOT NULL, v text NOT NULL); CREATE TABLE public.done (what text PRIMARY KEY);
 		INSERT INTO public.t SELECT i, 0, repeat(md5(i::text), 5) FROM generate_series(1, %d) i`, n))
+	must(t, err)
 	run := ficus(t, t.TempDir(), "follow", "--name", nameFor(source), "--source", source.URL, "--target", target.URL)
 	run.line("phase", map[string]any{"phase": "following"})
 	got := []peak{{"copy", peakMB(t, run)}}
-	writer := source.Conn(t) // of statements that take minutes where rows are many
 	for _, w := range []struct{ what, sql string }{
 		{"small transactions", fmt.Sprintf(`DO $$ BEGIN FOR i IN 0..%d LOOP
 			UPDATE public.t SET n = n + 1, v = v || 'x' WHERE id > i * 100 AND id <= i * 100 + 100; COMMIT; END LOOP; END $$`, n/100-1)},
 		{"one large transaction", fmt.Sprintf(`INSERT INTO public.t SELECT i, 0, repeat(md5(i::text), 5) FROM generate_series(%d, %d) i`, n+1, 2*n)},
 	} {
-		_, err := writer.Exec(t.Context(), w.sql)
+		_, err = writer.Exec(t.Context(), w.sql)
 		must(t, err)
 		source.Exec(t, `INSERT INTO public.done VALUES ('`+w.what+`')`)
 		arrived := func() bool { return target.Int(t, `SELECT count(*) FROM public.done WHERE what = $1`, w.what) == 1 }
