@@ -135,6 +135,9 @@ func (g *Gateway) ShadowStats() ShadowStats {
 	return st
 }
 
+// Shadows reports whether reads are run twice.
+func (g *Gateway) Shadows() bool { return g.cfg.Shadow.Share > 0 }
+
 // draws reports whether the next read is taken.
 func (sh *shadow) draws() bool { return rnd.Float64() < sh.g.cfg.Shadow.Share }
 

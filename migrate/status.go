@@ -41,6 +41,7 @@ type Status struct {
 	Proof            *Proof      `json:"proof,omitempty"`       // the newest exact one
 	FenceProof       *Proof      `json:"fence_proof,omitempty"` // the delta proof of the last promotion
 	ReadsOn          int         `json:"reads_percent"`         // of read-only traffic, on the side that does not own
+	Traffic          *Traffic    `json:"traffic,omitempty"`     // how reads fare, where the router sees them
 	Blockers         []Blocker   `json:"blockers,omitempty"`    // writers that a closing fence waits for
 	Promotions       []Promotion `json:"promotions,omitempty"`  // oldest first, rollbacks included
 	Phases           []PhaseTime `json:"phases"`                // how long each took, in order

@@ -47,8 +47,12 @@ type Progress struct {
 // Status returns all there is to show, at this moment. It shares nothing with the Migration.
 func (m *Migration) Status() Status {
 	var warnings []string
+	traffic := m.traffic()
 	if m.cfg.Warnings != nil {
 		warnings = m.cfg.Warnings()
+	}
+	if traffic != nil && traffic.Fault != "" {
+		warnings = append(slices.Clone(warnings), traffic.Fault)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,6 +70,7 @@ func (m *Migration) Status() Status {
 		st.Error, st.Hint = err.Error(), hint.Of(err)
 	}
 	st.Asks, _ = m.asksLocked(&s)
+	st.Traffic = traffic
 	st.Recopy = m.recopyLocked()
 	st.Rollback = m.verdictLocked()
 	return st

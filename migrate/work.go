@@ -180,6 +180,9 @@ func (m *Migration) routeReads(ctx context.Context, _ *attempt) error {
 		if err != nil {
 			return err
 		}
+		if err := m.readFault(); err != nil {
+			return errors.Join(err, m.setReads(ctx, 0))
+		}
 		if lag != nil {
 			if err := m.setReads(ctx, 0); err != nil {
 				return err

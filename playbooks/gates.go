@@ -68,7 +68,7 @@ func (p *Playbook) badGates() string {
 	case (g.Window.Cron == "") != (g.Window.For == 0):
 		return "gates.window: it needs cron and for"
 	}
-	names := map[string]bool{"lag": true, "proof": true, "approval": true, "hook": true, "window": true, "transactions": true, "wal-room": true, "disk": true}
+	names := map[string]bool{"lag": true, "proof": true, "approval": true, "hook": true, "window": true, "transactions": true, "wal-room": true, "disk": true, "shadow": true}
 	for _, c := range g.Checks {
 		if c.Name == "" || names[c.Name] {
 			return fmt.Sprintf("gates.checks: the name %q is missing or taken", c.Name)

@@ -266,6 +266,9 @@ func (p *Playbook) validate(file string) error {
 	if why := p.badGates(); why != "" {
 		return bad("%s", why)
 	}
+	if why := p.badReads(); why != "" {
+		return bad("%s", why)
+	}
 	if why := p.badRouter(); why != "" {
 		return bad("%s", why)
 	}

@@ -88,12 +88,13 @@ type Gates struct {
 	LagWindow  Duration `yaml:"lag_window" json:"lag_window,omitempty" jsonschema:"description=How long the lag must have been within both limits; default 3s"`
 	Approval   *bool    `yaml:"approval" json:"approval,omitempty" jsonschema:"description=A person approves the promotion; default true"`
 
-	Approvals         Approvals `yaml:"approvals" json:"approvals,omitzero" jsonschema:"description=Who approves the promotion"`
-	Window            Window    `yaml:"window" json:"window,omitzero" jsonschema:"description=When the promotion may begin; default at any time"`
-	MaxTransactionAge Duration  `yaml:"max_transaction_age" json:"max_transaction_age,omitempty" jsonschema:"description=Oldest transaction of others on the owner; default not looked at"`
-	MinWALRoom        Bytes     `yaml:"min_wal_room" json:"min_wal_room,omitempty" jsonschema:"description=WAL that each slot may still keep before the server gives it up; default not looked at"`
-	MinDisk           Bytes     `yaml:"min_disk" json:"min_disk,omitempty" jsonschema:"description=Room on the file system of the data directory; default not looked at"`
-	Checks            []Check   `yaml:"checks" json:"checks,omitempty" jsonschema:"description=Conditions of your own"`
+	Approvals         Approvals  `yaml:"approvals" json:"approvals,omitzero" jsonschema:"description=Who approves the promotion"`
+	Window            Window     `yaml:"window" json:"window,omitzero" jsonschema:"description=When the promotion may begin; default at any time"`
+	MaxTransactionAge Duration   `yaml:"max_transaction_age" json:"max_transaction_age,omitempty" jsonschema:"description=Oldest transaction of others on the owner; default not looked at"`
+	MinWALRoom        Bytes      `yaml:"min_wal_room" json:"min_wal_room,omitempty" jsonschema:"description=WAL that each slot may still keep before the server gives it up; default not looked at"`
+	MinDisk           Bytes      `yaml:"min_disk" json:"min_disk,omitempty" jsonschema:"description=Room on the file system of the data directory; default not looked at"`
+	Shadow            ShadowGate `yaml:"shadow" json:"shadow,omitzero" jsonschema:"description=Shadow reads that must agree before the promotion"`
+	Checks            []Check    `yaml:"checks" json:"checks,omitempty" jsonschema:"description=Conditions of your own"`
 }
 
 // Promote tunes the change of owner.
@@ -120,6 +121,8 @@ type Router struct {
 
 	Control []string `yaml:"control" json:"control,omitempty" jsonschema:"description=Control sockets of gateways that run as processes of their own (ficus gateway); this migration then opens no doors itself"`
 
+	Reads      Reads       `yaml:"reads" json:"reads,omitzero" jsonschema:"description=How the gateway leads reads"`
+	Shadow     Shadow      `yaml:"shadow" json:"shadow,omitzero" jsonschema:"description=Reads that the gateway runs on both databases to compare the answers"`
 	HTTP       *HTTPDoor   `yaml:"http" json:"http,omitempty" jsonschema:"description=The door for applications that talk to a data server over HTTP"`
 	PgBouncers []Bouncer   `yaml:"pgbouncers" json:"pgbouncers,omitempty" jsonschema:"description=Every PgBouncer that clients go through"`
 	Hooks      RouterHooks `yaml:"hooks" json:"hooks,omitzero" jsonschema:"description=Commands and webhooks that lead clients"`

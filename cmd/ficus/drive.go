@@ -192,6 +192,7 @@ func (a *app) showStatus(s migrate.Status) {
 		}
 		rows = append(rows, []string{"  rollback", verdict})
 	}
+	rows = append(rows, trafficRows(s.Traffic)...)
 	if s.Asks != "" {
 		rows = append(rows, []string{"  to do", s.Asks})
 	}

@@ -232,6 +232,7 @@ func (e *engine) wireGateway(ctx context.Context, cfg engineConfig) error {
 	e.gateway, err = gateway.New(gateway.Config{
 		Listen: r.Listen, ReadListen: readListen, Users: r.Users,
 		Backends: map[gateway.Backend]pg.DSN{
+		Reads: e.reads(), Shadow: e.shadow(),
 			gateway.Backend(migrate.Source): e.job.source, gateway.Backend(migrate.Target): e.job.target,
 		},
 		Owner: gateway.Backend(owner), Epoch: epoch, Log: cfg.Log.With(slog.String("part", "gateway")),

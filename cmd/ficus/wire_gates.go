@@ -34,6 +34,9 @@ func (j *job) gates(dir string) ([]migrate.Gate, error) {
 	if g.MinDisk > 0 {
 		all = append(all, gates.Disk(migrate.Promoting, dir, int64(g.MinDisk)))
 	}
+	if g.Shadow.Min > 0 {
+		all = append(all, gates.Shadow(migrate.Promoting, g.Shadow.Min, g.Shadow.MaxMismatches))
+	}
 	for _, c := range g.Checks {
 		check := gates.Check{
 			Name: c.Name, Before: migrate.Phase(cmp.Or(c.Before, string(migrate.Promoting))), Timeout: time.Duration(c.Timeout),

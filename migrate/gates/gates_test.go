@@ -148,3 +148,25 @@ func TestRoom(t *testing.T) {
 	measured(t, Disk(migrate.Promoting, dir+"/none", 1), false, "no such file")
 	measured(t, WALRoom(migrate.Promoting, Servers{migrate.Source: db.DSN}, 1<<40), true, "no limit")
 }
+
+// TestShadow: the gate wants enough reads, and few enough of them answered otherwise.
+func TestShadow(t *testing.T) {
+	t.Parallel()
+	g := Shadow(migrate.Promoting, 100, 0.01)
+	if r, err := g.Measure(t.Context(), migrate.Status{}); err == nil || r.Open {
+		t.Errorf("without shadow reads: %+v, %v", r, err)
+	}
+	for _, c := range []struct {
+		compared, mismatched int64
+		open                 bool
+	}{{99, 0, false}, {100, 0, true}, {200, 2, true}, {200, 3, false}} {
+		f := migrate.ShadowFigures{Compared: c.compared, Mismatched: c.mismatched}
+		if c.mismatched > 0 {
+			f.Mismatches = []migrate.ReadMismatch{{Query: "SELECT ?"}}
+		}
+		r, err := g.Measure(t.Context(), migrate.Status{Traffic: &migrate.Traffic{Shadow: &f}})
+		if err != nil || r.Open != c.open || c.mismatched > 0 && !strings.Contains(r.Measured, "SELECT ?") {
+			t.Errorf("%d of %d: %+v, %v", c.mismatched, c.compared, r, err)
+		}
+	}
+}

@@ -310,6 +310,21 @@ func (l *Link) Lag(ctx context.Context) (Lag, error) {
 	return lag, nil
 }
 
+// Passed says how far the destination shows what the origin has written: the end of the last applied
+// transaction, or what was received when nothing that was received waits. 0 before the link is prepared.
+func (l *Link) Passed() change.LSN {
+	p, err := l.attached()
+	if err != nil {
+		return 0
+	}
+	received := p.reader.Status().Received // before the head: all of it lies at or before that
+	at := p.applier.Applied()
+	if at >= l.Stream().Head() {
+		at = max(at, received)
+	}
+	return at
+}
+
 // WaitSignal implements [migrate.Link].
 func (l *Link) WaitSignal(ctx context.Context, nonce string) error {
 	p, err := l.attached()
