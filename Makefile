@@ -17,7 +17,7 @@ ATMOST   ?= 1h
 TEST := go test -timeout 20m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic model soak lint fmt generate bench benchstat pg postgres clean
+.PHONY: help build demo test test-race test-long test-docker fuzz metamorphic model kills soak gateway-soak lint fmt generate bench benchstat pg postgres clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,14 @@ metamorphic: postgres ## run N random histories (default 1000), for at most ATMO
 model: ## run N random histories of the workflow engine against fakes (default 1000); about 100 a second and core
 	go test ./migrate -run 'TestModel$$' -count 1 -v -timeout 0 -histories $(N)
 
+kills: postgres build ## kill ficus and the servers N times (default 1000) at the steps of migrations under load; SEED=n begins with that one
+	go test ./internal/killtest -run 'TestKills$$' -count 1 -v -timeout 0 -kills $(N) -atmost $(ATMOST) -ficus $(CURDIR)/bin/ficus $(if $(SEED),-seed $(SEED))
+
 soak: postgres ## follow under load for DURATION (default 1h) while everything breaks; needs the machine for itself
 	FICUS_SOAK=$(DURATION) go test ./internal/soaktest -run TestSoak -count 1 -v -timeout 0
+
+gateway-soak: postgres ## 200 clients through the gateway for DURATION (default 30m), a switch to and fro every 20 s
+	FICUS_GATEWAY_SOAK=$(if $(filter command line environment,$(origin DURATION)),$(DURATION),30m) go test ./gateway -run 'TestSoak$$' -count 1 -v -timeout 0
 
 lint: $(LINT) ## run the linters
 	$(LINT) run ./...
