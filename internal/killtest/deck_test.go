@@ -41,8 +41,14 @@ func (v victim) String() string {
 
 func victims() []victim {
 	return []victim{
-		{ficus: true}, {source: true}, {target: true}, {ficus: true, disk: true},
-		{ficus: true, source: true}, {ficus: true, target: true}, {source: true, target: true}, {ficus: true, source: true, target: true},
+		{ficus: true},
+		{source: true},
+		{target: true},
+		{ficus: true, disk: true},
+		{ficus: true, source: true},
+		{ficus: true, target: true},
+		{source: true, target: true},
+		{ficus: true, source: true, target: true},
 	}
 }
 

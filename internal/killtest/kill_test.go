@@ -29,17 +29,17 @@ type campaign struct {
 	program        string
 	source, target *server
 
-	lives, kills  int
-	by            map[string]int // kills, by victim
-	hit           map[point]int
-	missed        int // points that a life did not pass, and was killed elsewhere
-	anyMoment     int
-	notes         map[string]int // what a person, or what starts processes, had to do
-	acknowledged  int64
-	inDoubt       int64
-	looks         int64
-	longest       time.Duration // until clients could write again
-	epochs        int64
+	lives, kills int
+	by           map[string]int // kills, by victim
+	hit          map[point]int
+	missed       int // points that a life did not pass, and was killed elsewhere
+	anyMoment    int
+	notes        map[string]int // what a person, or what starts processes, had to do
+	acknowledged int64
+	inDoubt      int64
+	looks        int64
+	longest      time.Duration // until clients could write again
+	epochs       int64
 }
 
 // TestKills fails when a step cannot be repeated or is not recognised as done, when what was acknowledged is not

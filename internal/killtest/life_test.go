@@ -39,7 +39,6 @@ type life struct {
 	process *process
 	ledger  shop.Ledger
 	watch   *watcher
-	told    bool // clients depend on the gateway
 }
 
 // live lives one life.
