@@ -143,7 +143,7 @@ func TestPackerNewest(t *testing.T) {
 	add(blockStart(10, true), of(11, relation("v")), of(11, insert("a")), blockEnd(), streamAbort(10, 11), streamCommit(10, 30, 40))
 	newest("all rolled back", 40, 0)
 	add(blockStart(20, true), of(21, relation("v")))
-	for sub := range uint32(maxRows + 1) {
+	for sub := range uint32(leastRoom + 1) {
 		add(of(21+sub, insert("a")))
 	}
 	add(blockEnd(), streamAbort(20, 22), streamCommit(20, 50, 60))

@@ -35,6 +35,9 @@ type packer struct {
 	stored func(received change.LSN, bytes int)
 	asked  string             // see eventstore.Newest
 	again  *eventstore.Newest // what the server has to send before all else; nil: nothing, or it has
+	// rolledBack returns those of some subtransactions of a committed transaction that were rolled back; nil:
+	// the server tells of all.
+	rolledBack func(subs []uint32) ([]uint32, error)
 
 	buf     []byte
 	whole   int

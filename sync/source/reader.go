@@ -92,7 +92,7 @@ func (r *Reader) Run(ctx context.Context) error {
 
 // mends reports whether a new connection may mend an error.
 func (r *Reader) mends(err error, faults *faults) bool {
-	if pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()) {
+	if errors.Is(err, errUntold) || pg.Code(err) == codeInternal && faults.again(r.cfg.Stream.Head()) {
 		r.streaming = StreamingOff
 		return true
 	}
@@ -169,6 +169,9 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 	}
 	p := newPacker(r.cfg.Stream, r.asked(), r.stored)
 	p.again = again
+	ask := inquiry{dsn: r.cfg.DSN}
+	defer ask.close(ctx)
+	p.rolledBack = func(subs []uint32) ([]uint32, error) { return ask.rolledBack(ctx, subs) }
 	defer func() { err = errors.Join(err, p.abandon()) }()
 	r.connected(ctx, slot.ConfirmedFlush, again != nil)
 	defer func() {

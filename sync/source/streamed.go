@@ -41,14 +41,14 @@ type streamed struct {
 	// sent: a small part of what the server itself holds in memory for it.
 	rolledBack []uint32
 	pins       []subPin
-	// rows names subtransactions that brought rows, the first few of those that were not rolled back;
-	// any says whether one ever did.
-	rows []uint32
-	any  bool
+	// brought names the subtransactions that brought rows, more than once where they took turns; room is how
+	// long it may become before it is tidied up.
+	brought []uint32
+	room    int
 }
 
-// maxRows is how many subtransactions streamed.rows names at a time.
-const maxRows = 16
+// leastRoom is how many subtransactions are named before that is tidied up.
+const leastRoom = 1024
 
 // A subPin is a description of a relation that counts unless sub is rolled back. Subtransactions
 // nest, so what is rolled back is always the newest: one that repeats the last is not kept.
@@ -108,7 +108,7 @@ func (p *packer) inBlock(kind change.Kind, msg []byte) error {
 			return err
 		}
 	case change.KindInsert, change.KindUpdate, change.KindDelete, change.KindTruncate:
-		s.brought()
+		s.bring()
 	}
 	if len(p.piece) < chunkBytes {
 		return nil
@@ -116,12 +116,27 @@ func (p *packer) inBlock(kind change.Kind, msg []byte) error {
 	return p.spillPiece(s)
 }
 
-// brought notes that the subtransaction whose messages come now has rows.
-func (s *streamed) brought() {
-	s.any = true
-	if n := len(s.rows); n < maxRows && (n == 0 || s.rows[n-1] != s.sub) {
-		s.rows = append(s.rows, s.sub)
+// bring notes that the subtransaction whose messages come now has rows.
+func (s *streamed) bring() {
+	if n := len(s.brought); n > 0 && s.brought[n-1] == s.sub {
+		return
 	}
+	if s.brought = append(s.brought, s.sub); len(s.brought) > max(s.room, leastRoom) {
+		slices.Sort(s.brought)
+		s.brought = slices.Compact(s.brought)
+		s.room = 2 * len(s.brought)
+	}
+}
+
+// standing returns, ascending, the subtransactions that brought rows and were not rolled back as far as is known.
+func (s *streamed) standing() []uint32 {
+	slices.Sort(s.rolledBack)
+	s.rolledBack = slices.Compact(s.rolledBack)
+	slices.Sort(s.brought)
+	return slices.DeleteFunc(slices.Compact(slices.Clone(s.brought)), func(sub uint32) bool {
+		_, gone := slices.BinarySearch(s.rolledBack, sub)
+		return gone
+	})
 }
 
 // describe keeps the description of a relation until it is known whether it counts.
@@ -170,13 +185,17 @@ func (p *packer) streamCommit(msg []byte) error {
 	if err := p.recognise(this); err != nil {
 		return errors.Join(err, p.drop(xid))
 	}
+	standing, err := p.askOf(s)
+	if err != nil {
+		return errors.Join(err, p.drop(xid))
+	}
 	if err := p.flush(); err != nil {
 		return err
 	}
 	for _, d := range s.pins {
 		p.pins = append(p.pins, pin{d.relation, commit, d.message})
 	}
-	if p.holds(commit) || !s.any { // of one without rows a server that did not stream it would send nothing
+	if p.holds(commit) || len(s.brought) == 0 { // of one without rows a server that did not stream it would send nothing
 		if err := p.drop(xid); err != nil {
 			return err
 		}
@@ -185,7 +204,7 @@ func (p *packer) streamCommit(msg []byte) error {
 	n, err := p.write(func(b *eventstore.Batch) {
 		b.Spill(xid, change.AppendFrame(nil, append([]byte{byte(change.KindCommit)}, msg[5:]...)))
 		b.CommitReserved(xid, end, s.first(msg))
-		if len(s.rows) > 0 { // or else all may be rolled back, and not be sent again
+		if len(standing) > 0 { // or else all is rolled back, and not sent again
 			b.Newest(this)
 		}
 	})
@@ -205,8 +224,31 @@ func (s *streamed) first(msg []byte) []byte {
 	if len(s.rolledBack) == 0 {
 		return piece
 	}
-	slices.Sort(s.rolledBack)
-	return change.AppendRolledBack(piece, slices.Compact(s.rolledBack))
+	return change.AppendRolledBack(piece, s.rolledBack)
+}
+
+// askOf returns the subtransactions of a transaction that commits which brought rows and were not rolled back.
+// Of those the server told nothing of it is asked, see inquiry.
+func (p *packer) askOf(s *streamed) (standing []uint32, err error) {
+	standing = s.standing()
+	subs := slices.DeleteFunc(slices.Clone(standing), func(sub uint32) bool { return sub == s.xid })
+	if len(subs) == 0 || p.rolledBack == nil {
+		return standing, nil
+	}
+	gone, err := p.rolledBack(subs)
+	if err != nil || len(gone) == 0 {
+		return standing, err
+	}
+	for _, sub := range gone {
+		s.rollBack(sub)
+	}
+	return s.standing(), nil
+}
+
+// rollBack takes note that a subtransaction does not count.
+func (s *streamed) rollBack(sub uint32) {
+	s.rolledBack = append(s.rolledBack, sub)
+	s.pins = slices.DeleteFunc(s.pins, func(d subPin) bool { return d.sub == sub })
 }
 
 // streamAbort forgets a streamed transaction, or notes which part of it does not count.
@@ -223,9 +265,7 @@ func (p *packer) streamAbort(msg []byte) error {
 		delete(p.streams, xid)
 		return p.drop(xid)
 	}
-	s.rolledBack = append(s.rolledBack, sub)
-	s.rows = slices.DeleteFunc(s.rows, func(of uint32) bool { return of == sub })
-	s.pins = slices.DeleteFunc(s.pins, func(d subPin) bool { return d.sub == sub })
+	s.rollBack(sub)
 	return nil
 }
 

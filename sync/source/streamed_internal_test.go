@@ -304,6 +304,10 @@ func TestFaultEndsStreaming(t *testing.T) {
 	if !r.mends(&pgconn.PgError{Code: codeInternal}, &f) || r.streaming != StreamingOff {
 		t.Errorf("after a fault of the server: streaming %s", r.streaming)
 	}
+	r.streaming = StreamingOn
+	if !r.mends(fmt.Errorf("ask: %w", errUntold), &f) || r.streaming != StreamingOff {
+		t.Errorf("a rollback that nobody knows of any more: streaming %s", r.streaming)
+	}
 }
 
 func TestPluginOptions(t *testing.T) {

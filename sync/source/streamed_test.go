@@ -448,3 +448,45 @@ func TestOriginsComeAlong(t *testing.T) {
 		})
 	}
 }
+
+// TestStreamedRolledBackUntold: a subtransaction that the server wrote to its disk while it could not stream it yet,
+// since the transaction had begun before the position asked for, is streamed from there. When it is
+// rolled back then, the server does not tell: it marks as streamed only what it still has in memory. What is stored
+// leaves the subtransaction out all the same. It fails when the server is not asked.
+func TestStreamedRolledBackUntold(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{14, 15, 16, 17, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.DB(t, pgtest.Version(major))
+			streamEarly(t, db)
+			g := newRig(t, db, "CREATE TABLE public.t (id int PRIMARY KEY, v text)")
+			conn := db.Conn(t)
+			exec := func(sql string) {
+				t.Helper()
+				if _, err := conn.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			exec("BEGIN; INSERT INTO public.t VALUES (0, 'kept'); SAVEPOINT a; INSERT INTO public.t SELECT i, repeat('x', 100) FROM generate_series(1, 9000) i")
+			db.Exec(t, "INSERT INTO t VALUES (-1, 'small')")
+			r, stop := g.start(t)
+			g.received(t, r)
+			pgtest.Eventually(t, "acknowledgement past the subtransaction", func() bool { return g.confirmed(t) >= r.Status().Received })
+			if err := stop(); !errors.Is(err, errStopped) {
+				t.Fatal(err)
+			}
+			before := db.Int(t, "SELECT coalesce(sum(stream_count), 0) FROM pg_stat_replication_slots WHERE slot_name = $1", g.cfg.Slot)
+			r, _ = g.start(t)
+			exec("SAVEPOINT b; INSERT INTO public.t SELECT i, repeat('x', 100) FROM generate_series(10001, 12000) i")
+			pgtest.Eventually(t, "a block", func() bool {
+				return db.Int(t, "SELECT coalesce(sum(stream_count), 0) FROM pg_stat_replication_slots WHERE slot_name = $1", g.cfg.Slot) > before
+			})
+			exec("ROLLBACK TO a; INSERT INTO public.t VALUES (20000, 'kept'); COMMIT")
+			g.received(t, r)
+			list := transactions(t, g.cfg.Stream, 0)
+			last := list[len(list)-1]
+			equal(t, "rows of the large transaction", last.rows[:min(5, len(last.rows))], []string{"insert t(0,kept)", "insert t(20000,kept)"})
+		})
+	}
+}
