@@ -146,7 +146,7 @@ given with --config (data-dir: ...). A flag wins over the environment, the envir
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.fillFlags(cmd) }
 	root.AddCommand(
-		a.demoCommand(), a.checkCommand(), a.planCommand(), a.runCommand(), a.serveCommand(),
+		a.demoCommand(), a.checkCommand(), a.planCommand(), a.runCommand(), a.serveCommand(), a.gatewayCommand(),
 		a.statusCommand(), a.watchCommand(), a.evidenceCommand(), a.verifyCommand(), a.copyCommand(), a.followCommand(),
 		a.commandsCommand(), a.playbooksCommand(), a.recoverCommand(), a.cleanupCommand(), a.versionCommand(),
 	)

@@ -38,6 +38,7 @@ type engine struct {
 	migration *migrate.Migration
 	gateway   *gateway.Gateway // nil without one
 	door      *httpdoor.Door   // nil without one
+	fleet     *fleet           // gateways that are processes of their own, nil without
 	forward   *link.Link
 	reverse   *link.Link // nil when the rules are lossy
 	follower  *ddl.Follower
@@ -216,7 +217,7 @@ func slotName(name string) string {
 
 func (e *engine) wireGateway(ctx context.Context, cfg engineConfig) error {
 	r := e.job.playbook.Router
-	if r.Type != "gateway" {
+	if r.Type != "gateway" || len(r.Control) > 0 {
 		return nil
 	}
 	owner, epoch, err := e.owner(ctx)
@@ -231,8 +232,8 @@ func (e *engine) wireGateway(ctx context.Context, cfg engineConfig) error {
 	}
 	e.gateway, err = gateway.New(gateway.Config{
 		Listen: r.Listen, ReadListen: readListen, Users: r.Users,
-		Backends: map[gateway.Backend]pg.DSN{
 		Reads: e.reads(), Shadow: e.shadow(),
+		Backends: map[gateway.Backend]pg.DSN{
 			gateway.Backend(migrate.Source): e.job.source, gateway.Backend(migrate.Target): e.job.target,
 		},
 		Owner: gateway.Backend(owner), Epoch: epoch, Log: cfg.Log.With(slog.String("part", "gateway")),
@@ -323,6 +324,7 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 			return err
 		}
 	}
+	e.fleet, _ = c.Router.(*fleet)
 	e.migration, err = migrate.New(c)
 	return err
 }
@@ -445,6 +447,9 @@ func (e *engine) Close() {
 	}
 	if e.follower != nil {
 		e.follower.Close()
+	}
+	if e.fleet != nil {
+		e.fleet.Close()
 	}
 	for _, l := range []*link.Link{e.forward, e.reverse} {
 		if l != nil {

@@ -45,7 +45,9 @@ func (j *job) router(log *slog.Logger) (migrate.Router, error) {
 	r := j.playbook.Router
 	places := map[migrate.Side]pg.DSN{migrate.Source: j.source, migrate.Target: j.target}
 	switch router.Kind(r.Type) {
-	case router.KindGateway, router.KindHTTP: // the engine makes them
+	case router.KindGateway:
+		return newFleet(r.Control, log), nil
+	case router.KindHTTP: // wireDoor makes it
 	case router.KindPgBouncer:
 		return j.pgbouncer(log)
 	case router.KindHooks:
