@@ -62,7 +62,7 @@ func (c *Client) Get(ctx context.Context, name string) (migrate.Status, error) {
 
 // Do carries a command; see [migrate.Migration.Do].
 func (c *Client) Do(ctx context.Context, name string, ask migrate.Command) error {
-	return c.call(ctx, http.MethodPost, c.at(name, string(ask.Verb)), CommandRequest{Gate: ask.Gate, Tables: ask.Tables, Wait: ask.Wait, Actor: ask.Actor}, nil)
+	return c.call(ctx, http.MethodPost, c.at(name, string(ask.Verb)), CommandRequest{Gate: ask.Gate, Tables: ask.Tables, Force: ask.Force, Wait: ask.Wait, Actor: ask.Actor}, nil)
 }
 
 // Amend takes the rules of a changed playbook; see [Service].

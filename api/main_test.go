@@ -131,6 +131,13 @@ func (f *fake) Verify(_ context.Context, name string, _ VerifyRequest) (Comparis
 	return Comparison{Proof: migrate.Proof{Kind: "exact", Rows: 12, Differences: 3}, Verdict: "different"}, f.mu.do
 }
 
+func (f *fake) Steps(name string) ([]migrate.Step, error) {
+	if _, err := f.Get(name); err != nil {
+		return nil, err
+	}
+	return migrate.Steps(migrate.Settings{}), nil
+}
+
 func (f *fake) Evidence(_ context.Context, name string) ([]byte, error) {
 	if _, err := f.Get(name); err != nil {
 		return nil, err

@@ -29,16 +29,22 @@ type List struct {
 	Migrations []migrate.Status `json:"migrations"` // by name
 }
 
+// A StepList is the answer of GET /v1/migrations/{name}/steps.
+type StepList struct {
+	Steps []migrate.Step `json:"steps"` // in order
+}
+
 // A CommandRequest is the body of a command.
 type CommandRequest struct {
 	Gate   string   `json:"gate,omitempty"`   // approve: which. Default "approval"
 	Tables []string `json:"tables,omitempty"` // resync: which, named as on either side
+	Force  bool     `json:"force,omitempty"`  // complete: although something stands against it
 	Wait   bool     `json:"wait,omitempty"`   // answer when the command has done its work
 	Actor  string   `json:"actor,omitempty"`  // who asks, for the journal. Default: the token's name, or "api"
 }
 
 func verbs() []migrate.Verb {
-	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync, migrate.Routed, migrate.PauseVerify, migrate.ResumeVerify}
+	return []migrate.Verb{migrate.Approve, migrate.Pause, migrate.Resume, migrate.Promote, migrate.Rollback, migrate.Complete, migrate.Cancel, migrate.Resync, migrate.Routed, migrate.Slow, migrate.Unslow, migrate.PauseVerify, migrate.ResumeVerify}
 }
 
 func (s *Server) list(c *gin.Context) {
@@ -52,6 +58,15 @@ func (s *Server) show(c *gin.Context) {
 		return
 	}
 	c.JSON(http.StatusOK, status)
+}
+
+func (s *Server) steps(c *gin.Context) {
+	steps, err := s.cfg.Service.Steps(c.Param("name"))
+	if err != nil {
+		s.refuse(c, problemOf(err, CodeInternal))
+		return
+	}
+	c.JSON(http.StatusOK, StepList{Steps: steps})
 }
 
 func (s *Server) start(c *gin.Context) {
@@ -152,7 +167,7 @@ func (s *Server) command(c *gin.Context) {
 		s.refuse(c, problemOf(err, CodeBadRequest))
 		return
 	}
-	ask := migrate.Command{Verb: verb, Gate: r.Gate, Tables: r.Tables, Actor: s.actor(c, r.Actor), Wait: r.Wait}
+	ask := migrate.Command{Verb: verb, Gate: r.Gate, Tables: r.Tables, Actor: s.actor(c, r.Actor), Force: r.Force, Wait: r.Wait}
 	if err := s.cfg.Service.Do(c.Request.Context(), name, ask); err != nil {
 		other := CodeInternal
 		if r.Wait {
@@ -176,11 +191,14 @@ func (s *Server) command(c *gin.Context) {
 }
 
 func (r *CommandRequest) read(c *gin.Context, verb migrate.Verb) error {
-	if err := body(c, r, "gate", "tables", "wait", "actor"); err != nil {
+	if err := body(c, r, "gate", "tables", "force", "wait", "actor"); err != nil {
 		return err
 	}
 	if r.Gate != "" && verb != migrate.Approve {
 		return problem(CodeBadRequest, fmt.Sprintf("%s takes no gate", verb), "gate goes with approve")
+	}
+	if r.Force && verb != migrate.Complete {
+		return problem(CodeBadRequest, fmt.Sprintf("%s takes no force", verb), "force goes with complete")
 	}
 	if (len(r.Tables) > 0) != (verb == migrate.Resync) {
 		return problem(CodeBadRequest, fmt.Sprintf("%s with %d tables", verb, len(r.Tables)), "tables go with resync, which needs at least one")

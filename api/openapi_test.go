@@ -113,7 +113,7 @@ func TestDocumentHasTheFields(t *testing.T) {
 		}
 	}
 	for _, typ := range []reflect.Type{
-		reflect.TypeFor[List](), reflect.TypeFor[migrate.Event](), reflect.TypeFor[Problem](), reflect.TypeFor[Health](),
+		reflect.TypeFor[List](), reflect.TypeFor[StepList](), reflect.TypeFor[migrate.Event](), reflect.TypeFor[Problem](), reflect.TypeFor[Health](),
 		reflect.TypeFor[StartRequest](), reflect.TypeFor[CommandRequest](), reflect.TypeFor[AmendRequest](),
 		reflect.TypeFor[VerifyRequest](), reflect.TypeFor[Comparison](),
 		reflect.TypeFor[Commands](),

@@ -47,6 +47,7 @@ func (s *Server) route() error {
 	v1.GET("/migrations", s.need(Viewer), s.list)
 	v1.POST("/migrations", s.need(Operator), s.start)
 	v1.GET("/migrations/:name", s.need(Viewer), s.show)
+	v1.GET("/migrations/:name/steps", s.need(Viewer), s.steps)
 	v1.GET("/migrations/:name/events", s.need(Viewer), s.events)
 	v1.POST("/migrations/:name/playbook", s.need(Operator), s.amend)
 	v1.POST("/migrations/:name/verify", s.need(Operator), s.verify)

@@ -32,6 +32,8 @@ func TestAnswers(t *testing.T) {
 	}{
 		"list":                    {method: "GET", path: "/v1/migrations", status: 200},
 		"show":                    {method: "GET", path: "/v1/migrations/shop", status: 200},
+		"steps":                   {method: "GET", path: "/v1/migrations/shop/steps", status: 200},
+		"steps of nothing":        {method: "GET", path: "/v1/migrations/stop/steps", status: 404, code: CodeNotFound, hint: `did you mean "shop"?`},
 		"show nothing":            {method: "GET", path: "/v1/migrations/shpo", status: 404, code: CodeNotFound, hint: "did you mean"},
 		"no route":                {method: "GET", path: "/v1/nothing", status: 404, code: CodeNotFound},
 		"wrong method":            {method: "DELETE", path: "/v1/migrations/shop", status: 405, code: CodeMethodNotAllowed},
@@ -47,7 +49,7 @@ func TestAnswers(t *testing.T) {
 		"verify":                  {method: "POST", path: "/v1/migrations/shop/verify", media: js, status: 200},
 		"verify now":              {method: "POST", path: "/v1/migrations/shop/verify", media: js, fails: migrate.ErrNotNow, status: 409, code: CodeNotNow},
 		"verify, broken off":      {method: "POST", path: "/v1/migrations/shop/verify", media: js, fails: errors.New("lost connection"), status: 500, code: CodeFailed},
-		"unknown field":           {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wiat":true}`, status: 400, code: CodeBadRequest, hint: "gate, tables, wait, actor"},
+		"unknown field":           {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wiat":true}`, status: 400, code: CodeBadRequest, hint: "gate, tables, force, wait, actor"},
 		"wrong type":              {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wait":"yes"}`, status: 400, code: CodeBadRequest},
 		"two objects":             {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{}{}`, status: 400, code: CodeBadRequest},
 		"cut short":               {method: "POST", path: "/v1/migrations/shop/promote", media: js, body: `{"wait"`, status: 400, code: CodeBadRequest},

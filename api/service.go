@@ -24,6 +24,8 @@ type Service interface {
 	List() []migrate.Status
 	// Get returns the status of one, or ErrNotFound.
 	Get(name string) (migrate.Status, error)
+	// Steps returns the table of steps that a migration runs, with its budgets.
+	Steps(name string) ([]migrate.Step, error)
 	// Events yields the events after a sequence number, and goes on as they happen until ctx ends;
 	// see [migrate.Migration.Subscribe].
 	Events(ctx context.Context, name string, after int64) (iter.Seq2[migrate.Event, error], error)

@@ -70,8 +70,9 @@ func (m *Migration) claimBoth(ctx context.Context) error {
 	return nil
 }
 
-// stillDrives is asked before what the databases cannot refuse by themselves: what loader and links
-// make and drop.
+// stillDrives is asked before what loader and links make and drop, so that a process that was replaced
+// finds out before it begins. Their sessions are refused besides, see fence.Database.Enlist: this process
+// may be replaced right after the answer.
 func (m *Migration) stillDrives(ctx context.Context) error {
 	err := m.claimBoth(ctx)
 	if errors.Is(err, ErrDriven) {
@@ -132,9 +133,12 @@ type driven struct {
 	m *Migration
 }
 
-func (d driven) look(err error) error {
+func (d driven) look(err error) error { return d.m.heed(err) }
+
+// heed ends Run when an error says that another process drives the migration, and returns it.
+func (m *Migration) heed(err error) error {
 	if errors.Is(err, ErrDeposed) {
-		d.m.depose(err)
+		m.depose(err)
 	}
 	return err
 }

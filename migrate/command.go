@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ type Command struct {
 	Actor string // who asks, for the journal
 	// Tables are those that resync copies anew, named as on either side.
 	Tables []string
+	// Force lets complete end what is not settled; see Status.Unsettled.
+	Force bool
 	// Wait lets Do return when the command has done its work, rather than when it is on record.
 	Wait bool
 }
@@ -48,6 +51,9 @@ func (m *Migration) Do(ctx context.Context, c Command) error {
 		}
 		if why := m.refuseLocked(s, c.Verb); why != "" {
 			return hint.Wrap(fmt.Errorf("%s: %w: %s", c.Verb, ErrNotNow, why), "%s", m.possibleLocked(s))
+		}
+		if c.Verb == Complete && !c.Force {
+			return m.refuseCompleteLocked()
 		}
 		return nil
 	})
@@ -82,7 +88,7 @@ func (m *Migration) obey(v Verb) {
 			close(m.mu.goOn)
 			m.mu.goOn = nil
 		}
-	case Approve, Pause, Promote, Rollback, Complete, Routed, PauseVerify:
+	case Approve, Pause, Promote, Rollback, Complete, Routed, Slow, Unslow, PauseVerify:
 	}
 	m.changedLocked()
 }
@@ -135,6 +141,14 @@ func (m *Migration) refuseLocked(s *state, v Verb) string {
 		return m.refuseResyncLocked(s, switching)
 	case Routed:
 		return m.refuseRoutedLocked(s)
+	case Slow:
+		if s.throttle != nil {
+			return "it is throttled already, by " + s.throttle.By
+		}
+	case Unslow:
+		if s.throttle == nil {
+			return "nobody throttles it"
+		}
 	case PauseVerify:
 		if s.held != nil {
 			return "comparisons are paused already, by " + s.held.By
@@ -209,7 +223,7 @@ func (m *Migration) refuseRollbackLocked(s *state) string {
 // possibleLocked is the hint of a refusal: what would not be refused.
 func (m *Migration) possibleLocked(s *state) string {
 	var can []string
-	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync, Routed, PauseVerify, ResumeVerify} {
+	for _, v := range []Verb{Approve, Pause, Resume, Promote, Rollback, Complete, Cancel, Resync, Routed, Slow, Unslow, PauseVerify, ResumeVerify} {
 		if m.refuseLocked(s, v) == "" {
 			can = append(can, string(v))
 		}
@@ -259,7 +273,7 @@ func (m *Migration) obeyed(ctx context.Context, v Verb, before state) error {
 			}
 			return false, m.stoppedLocked(s, l)
 		})
-	case Approve, Resume, Routed, PauseVerify, ResumeVerify:
+	case Approve, Resume, Routed, Slow, Unslow, PauseVerify, ResumeVerify:
 	}
 	return nil
 }
@@ -300,8 +314,10 @@ func (m *Migration) stoppedLocked(s *state, l *live) error {
 	return nil
 }
 
-// failure is the error that a state shows.
-func (s *state) failure() error { return hint.Wrap(errors.New(s.err), "%s", s.hint) }
+// failure is the error that a state shows, or what it waits for after none.
+func (s *state) failure() error {
+	return hint.Wrap(errors.New(cmp.Or(s.err, "it waits for "+s.parked)), "%s", s.hint)
+}
 
 // until waits for a condition, called with mu held.
 func (m *Migration) until(ctx context.Context, cond func(*state, *live) (bool, error)) error {

@@ -40,7 +40,9 @@ type Config struct {
 	Preflight func(context.Context) ([]Finding, error)
 	Journal   Journal
 	// Gates are conditions beside the built-in ones (lag, proof, approval).
-	Gates    []Gate
+	Gates []Gate
+	// Brakes make copy and link stand back while they are on.
+	Brakes   []Brake
 	Settings Settings
 	// Before is asked when a phase is about to begin, in the order of the straight way and for a
 	// rollback. An error refuses it, and the migration waits for "resume". Default: nobody is asked.
@@ -64,6 +66,9 @@ type Settings struct {
 	AutoApprove bool
 	// Approval says whose consent a promotion needs.
 	Approval Approval
+	// Rehearse makes the first promotion of this process turn back right before the point of no
+	// return; the next one, which a person asks for, is real.
+	Rehearse bool
 	// Until is the last phase to enter without a further "promote": following, verifying,
 	// reads-switched or promoted. Default promoted.
 	Until Phase
@@ -94,6 +99,8 @@ type Settings struct {
 	// RollbackWindow completes the migration by itself that long after a promotion. Default: only
 	// "complete" does.
 	RollbackWindow time.Duration
+	// OldData says what becomes of the source's tables when the migration is completed. Default KeepOldData.
+	OldData OldData
 
 	// Sequences is how often the follower's sequences are moved to where the owner's stand. Default
 	// 10 s; negative for never.
@@ -164,6 +171,7 @@ func (s Settings) withDefaults() Settings {
 	s.ProofAge = cmp.Or(s.ProofAge, 24*time.Hour)
 	s.Headroom = cmp.Or(s.Headroom, 1000)
 	s.Attempts = cmp.Or(s.Attempts, 3)
+	s.OldData = cmp.Or(s.OldData, KeepOldData)
 	s.RetryPause = cmp.Or(s.RetryPause, 5*time.Second)
 	s.Sequences = cmp.Or(s.Sequences, 10*time.Second)
 	s.ClaimWait = cmp.Or(s.ClaimWait, 90*time.Second)

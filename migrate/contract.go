@@ -98,6 +98,8 @@ type Lag struct {
 	Rows    int64         `json:"rows"`    // row changes applied since the link was made
 	// Outstanding WAL kept on the origin by the slot, in bytes.
 	Retained int64 `json:"retained_bytes"`
+	// Room is how much WAL the origin may still write before it gives the slot up; -1: no limit.
+	Room int64 `json:"room_bytes"`
 	// Decided counts the rows that the link decided in the origin's favour (follow.on_conflict).
 	Decided int64 `json:"decided"`
 }

@@ -86,7 +86,7 @@ func (m *Migration) linkLost(from Side, err error) {
 	if err == nil {
 		err = errors.New("it stopped by itself")
 	}
-	err = fmt.Errorf("%s: %w", linkName(from), err)
+	err = m.heed(fmt.Errorf("%s: %w", linkName(from), err))
 	m.note(Event{Type: eventLink, Message: err.Error()}, fact{Error: err.Error(), Hint: hint.Of(err)})
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -126,6 +126,9 @@ func (m *Migration) monitor(ctx context.Context) {
 			return
 		case <-tick.C:
 			m.sample(ctx)
+			m.mu.Lock()
+			m.markLocked(time.Now())
+			m.mu.Unlock()
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,18 +22,23 @@ type Migration struct {
 	watched  time.Time // when the owner's gate was looked at last
 	leftover Link      // that an undone attempt had prepared and could not drop yet
 
+	// rethink holds a token when the throttle may have to change with the phase, or by a person's wish.
+	rethink chan struct{}
+
 	// journal orders appends, folds and event callbacks. It is taken before mu, and is the only
 	// lock held across I/O: the order of records is what it protects.
 	journal sync.Mutex
 
 	mu struct {
 		sync.Mutex
-		state   state
-		live    live
-		log     eventLog
-		changed chan struct{} // closed and replaced whenever something above changed
-		running bool
-		ran     bool // Run was called: a failure is its result, not one that it will go on from
+		state     state
+		live      live
+		log       eventLog
+		changed   chan struct{} // closed and replaced whenever something above changed
+		running   bool
+		began     time.Time // Run
+		rehearsed bool      // the promotion, since then
+		ran       bool      // Run was called: a failure is its result, not one that it will go on from
 		// interrupt ends the step that is running; nil while none may be interrupted.
 		interrupt   context.CancelCauseFunc
 		comparisons int           // that run
@@ -48,7 +54,7 @@ func New(cfg Config) (*Migration, error) {
 	if err := cfg.normalize(); err != nil {
 		return nil, err
 	}
-	m := &Migration{cfg: cfg, steps: table(cfg.Settings)}
+	m := &Migration{cfg: cfg, steps: table(cfg.Settings), rethink: make(chan struct{}, 1)}
 	s, err := replay(cfg.Journal)
 	if err != nil {
 		return nil, fmt.Errorf("migration %s: %w", cfg.Name, err)
@@ -72,7 +78,7 @@ func (m *Migration) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	m.mu.Lock()
-	m.mu.depose = cancel
+	m.mu.depose, m.mu.began = cancel, time.Now()
 	m.mu.Unlock()
 	var beside sync.WaitGroup
 	err := m.Claim(ctx)
@@ -80,6 +86,7 @@ func (m *Migration) Run(ctx context.Context) error {
 		beside.Go(func() { m.keepClaims(ctx) })
 		beside.Go(func() { m.monitor(ctx) })
 		beside.Go(func() { m.keepSequences(ctx) })
+		beside.Go(func() { m.keepThrottle(ctx) })
 	}
 	err = m.drive(ctx, err)
 	m.stopLink()
@@ -233,13 +240,15 @@ func (m *Migration) finally(ctx context.Context, end Phase) error {
 			return err
 		}
 	}
-	return m.enter(end, fact{}, farewell(end, m.snapshot().bare))
+	return m.enter(end, fact{}, farewell(end, m.snapshot()))
 }
 
-func farewell(end Phase, bare bool) string {
+func farewell(end Phase, s state) string {
 	switch {
-	case bare:
+	case s.bare:
 		return "nothing of Ficus is left in either database, and no data was touched"
+	case end == Completed && len(s.archived) > 0:
+		return "the target owns the data and nothing of Ficus is left; the old tables are in " + strings.Join(s.archived, ", ")
 	case end == Completed:
 		return "the target owns the data and nothing of Ficus is left there; the source stays fenced until ficus cleanup"
 	}

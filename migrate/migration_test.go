@@ -598,14 +598,14 @@ func TestCommandsAreRefusedWithAHint(t *testing.T) {
 		b.waitsFor(t, string(Promote))
 		for _, v := range []Verb{Resume, Rollback, Complete, Verb("dance")} {
 			err := b.Do(t.Context(), Command{Verb: v})
-			if !errors.Is(err, ErrNotNow) || hint.Of(err) != "in phase following these are possible: approve, pause, promote, cancel" {
+			if !errors.Is(err, ErrNotNow) || hint.Of(err) != "in phase following these are possible: approve, pause, promote, cancel, throttle" {
 				t.Errorf("%s: %v, hint %q", v, err, hint.Of(err))
 			}
 		}
 		b.must(t, Promote)
 		for _, v := range []Verb{Resume, Promote, Cancel, Approve} {
 			err := b.Do(t.Context(), Command{Verb: v})
-			if !errors.Is(err, ErrNotNow) || hint.Of(err) != "in phase promoted these are possible: pause, rollback, complete" {
+			if !errors.Is(err, ErrNotNow) || hint.Of(err) != "in phase promoted these are possible: pause, rollback, complete, throttle" {
 				t.Errorf("%s: %v, hint %q", v, err, hint.Of(err))
 			}
 		}

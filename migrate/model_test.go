@@ -188,7 +188,7 @@ func (h *history) newEngine(t *testing.T, machine int, kill context.CancelCauseF
 	}
 	seen := &witness{w: w, p: p}
 	set := Settings{
-		AutoApprove: w.rng.IntN(3) > 0, LagBytes: 50, LagSamples: 1 + w.rng.IntN(3), Headroom: int64(1 + w.rng.IntN(5)),
+		Rehearse: w.rng.IntN(4) == 0, AutoApprove: w.rng.IntN(3) > 0, LagBytes: 50, LagSamples: 1 + w.rng.IntN(3), Headroom: int64(1 + w.rng.IntN(5)),
 		Attempts: 1 + w.rng.IntN(3), Sample: 700 * time.Millisecond, Sequences: 2 * time.Second, ReadSteps: []int{10, 100}, ReadWatch: 300 * time.Millisecond,
 		ProofAge: time.Duration(1+w.rng.IntN(100)) * time.Second, ClaimWait: time.Duration(1+w.rng.IntN(200)) * time.Second,
 	}
@@ -308,7 +308,7 @@ func (h *history) engine(t *testing.T, machine int) {
 		w.mu.Lock()
 		w.note("operator %d: %s", machine, v)
 		w.mu.Unlock()
-		_ = m.Do(ctx, Command{Verb: v, Actor: "model"})
+		_ = m.Do(ctx, Command{Verb: v, Actor: "model", Force: true})
 	}
 	w.mu.Lock()
 	if w.rng.IntN(3) > 0 {
@@ -372,7 +372,7 @@ func (h *history) settle(t *testing.T) {
 		w.mu.Lock()
 		w.note("settle: %s in %s, waiting for %q", verb, st.Phase, st.WaitingFor)
 		w.mu.Unlock()
-		if err := m.Do(ctx, Command{Verb: verb, Actor: "model"}); err != nil {
+		if err := m.Do(ctx, Command{Verb: verb, Actor: "model", Force: true}); err != nil {
 			w.fail("stuck in phase %s: %v", st.Phase, err)
 			return
 		}

@@ -39,6 +39,9 @@ const (
 	Resync   Verb = "resync"
 	// Routed says that a person has moved the clients, where no router does.
 	Routed Verb = "routed"
+	// Slow makes the copy and the link stand back until Unslow.
+	Slow   Verb = "throttle"
+	Unslow Verb = "unthrottle"
 	// PauseVerify and ResumeVerify are about comparisons that run, and leave the migration alone.
 	PauseVerify  Verb = "pause-verify"
 	ResumeVerify Verb = "resume-verify"

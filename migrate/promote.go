@@ -20,6 +20,7 @@ type attempt struct {
 	link     Link  // from -> to, running
 	opposite Link  // to -> from; nil when there is none
 	nonce    string
+	waited   []StepTime
 	ahead    int64 // by which the router's epoch is higher; see lead
 	opened   time.Time
 }
@@ -46,6 +47,9 @@ func (m *Migration) promote(ctx context.Context, from Side) error {
 	}
 	rows := m.of(Promoting)
 	for i, st := range rows {
+		if st.Name == stepOwn && m.rehearses() {
+			return m.turnBack(ctx, a, rows[:i])
+		}
 		if err = m.tryStep(ctx, st, a); err != nil {
 			passed, undoErr := m.undo(ctx, a, rows[:i+1])
 			if undoErr != nil {
@@ -121,6 +125,9 @@ func (m *Migration) tryStep(ctx context.Context, st step, a *attempt) error {
 		f.State, f.Error, f.Hint = stepFailed, err.Error(), hint.Of(err)
 		m.note(stepEvent(st.Name, stepFailed, f.Error), f)
 		return err
+	}
+	if st.Waits {
+		a.waited = append(a.waited, StepTime{Step: st.Name, Took: f.Took, Budget: st.Budget})
 	}
 	if st.Name == stepOwn {
 		m.note(stepEvent(st.Name, stepDone, ""), f)
@@ -248,6 +255,10 @@ func (m *Migration) promotion(a *attempt) Promotion {
 // The steps, in the order of the table in steps.go.
 
 func (m *Migration) checkLag(ctx context.Context, a *attempt) error {
+	// A throttle ends with the phase before; see keepThrottle.
+	if err := m.until(ctx, func(_ *state, l *live) (bool, error) { return !l.held, nil }); err != nil {
+		return err
+	}
 	lag, err := a.link.Lag(ctx)
 	if err != nil {
 		return err
@@ -278,7 +289,7 @@ func (m *Migration) prepareOpposite(ctx context.Context, a *attempt) error {
 	if err := m.stillDrives(ctx); err != nil {
 		return err
 	}
-	return a.opposite.Prepare(ctx, a.epoch)
+	return m.heed(a.opposite.Prepare(ctx, a.epoch))
 }
 
 // dropOpposite is tried once, and again while the engine rests: nothing depends on it, because the
@@ -303,7 +314,7 @@ func (m *Migration) dropLeftover(ctx context.Context) {
 	defer cancel()
 	err := m.stillDrives(ctx)
 	if err == nil {
-		err = m.leftover.Drop(ctx)
+		err = m.heed(m.leftover.Drop(ctx))
 	}
 	if err != nil {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "prepared link not dropped yet", slog.Any("err", err))
@@ -373,7 +384,11 @@ func (m *Migration) closeGate(ctx context.Context, a *attempt) error {
 }
 
 func (m *Migration) openBack(ctx context.Context, a *attempt) error {
-	return m.database(a.from).OpenGate(ctx)
+	if err := m.database(a.from).OpenGate(ctx); err != nil {
+		return err
+	}
+	a.opened = time.Now()
+	return nil
 }
 
 func (m *Migration) waitWriters(ctx context.Context, a *attempt) error {
@@ -473,5 +488,5 @@ func (m *Migration) switchLink(ctx context.Context, a *attempt) error {
 	if err := m.stillDrives(ctx); err != nil {
 		return err
 	}
-	return a.link.Drop(ctx)
+	return m.heed(a.link.Drop(ctx))
 }

@@ -24,12 +24,14 @@ const (
 	eventProgress  = "progress"
 	eventProof     = "proof"
 	eventPromotion = "promotion"
+	eventRehearsal = "rehearsal"
 	eventCommand   = "command"
 	eventError     = "error"
 	eventOwner     = "owner"
 	eventFinding   = "finding"
 	eventLink      = "link"
 	eventDDL       = "ddl"
+	eventThrottle  = "throttle"
 )
 
 // stepState is what a record says of a step.
@@ -78,7 +80,10 @@ type fact struct {
 	Proof     *Proof     `json:"proof,omitempty"`
 	Fenced    bool       `json:"fenced,omitempty"` // the proof was made while nobody could write
 	Promotion *Promotion `json:"promotion,omitempty"`
+	Rehearsal *Rehearsal `json:"rehearsal,omitempty"`
 	Finding   *Finding   `json:"finding,omitempty"`
+	Archived  []string   `json:"archived,omitempty"` // schemas of the old tables
+	Foreign   int64      `json:"foreign,omitempty"`  // writes of others to the side that follows
 }
 
 // state is all that survives a restart: the fold of the journal's records.
@@ -95,6 +100,7 @@ type state struct {
 
 	paused    bool
 	held      *Hold     // comparisons are paused
+	throttle  *Hold     // a person wants copy and link to stand back
 	heldAt    time.Time // when they were paused or went on last
 	wish      Verb      // rollback, complete or cancel, asked for and not yet done
 	goOn      bool      // "promote" was said: Until no longer holds
@@ -118,6 +124,10 @@ type state struct {
 	closedAt   time.Time // when the present attempt began to close the gate
 	sequences  int
 	promotions []Promotion
+	rehearsal  *Rehearsal // newest one
+	foreign    int64      // writes of others to the side that follows, since everything was compared
+	endsAt     time.Time  // when "complete" was said
+	archived   []string   // schemas that the old tables were put into
 	phases     []PhaseTime
 }
 
@@ -163,6 +173,13 @@ func (s *state) apply(r record) {
 	case eventPromotion:
 		s.promotions = slices.DeleteFunc(s.promotions, func(p Promotion) bool { return p.Epoch == f.Promotion.Epoch })
 		s.promotions = append(s.promotions, *f.Promotion)
+	case eventLink:
+		if f.Foreign > 0 {
+			s.foreign += f.Foreign
+			s.proof, s.proven = nil, Proof{}
+		}
+	case eventRehearsal:
+		s.rehearsal = f.Rehearsal
 	case eventOwner:
 		s.owner, s.epoch = f.Owner, f.Epoch
 	case eventError:
@@ -235,6 +252,9 @@ func (s *state) applyStep(r record) {
 	if f.Reads != nil {
 		s.reads = *f.Reads
 	}
+	if f.Archived != nil {
+		s.archived = f.Archived
+	}
 }
 
 func (s *state) applyCommand(r record) {
@@ -247,6 +267,10 @@ func (s *state) applyCommand(r record) {
 		s.paused = true
 	case Resume:
 		s.paused, s.parked, s.err, s.hint = false, "", "", ""
+	case Slow:
+		s.throttle = &Hold{By: r.Actor, Since: r.Time}
+	case Unslow:
+		s.throttle = nil
 	case PauseVerify:
 		s.held, s.heldAt = &Hold{By: r.Actor, Since: r.Time}, r.Time
 	case ResumeVerify:
@@ -254,7 +278,7 @@ func (s *state) applyCommand(r record) {
 	case Promote:
 		s.goOn, s.parked, s.undone, s.err, s.hint = true, "", 0, "", ""
 	case Rollback, Complete, Cancel:
-		s.wish = r.Fact.Verb
+		s.wish, s.endsAt = r.Fact.Verb, r.Time
 	case Routed:
 		s.routed = s.epoch
 	case Resync:
@@ -279,7 +303,7 @@ func (s *state) applyProof(f fact) {
 	case f.Fenced:
 		s.proven, s.provenFor = *f.Proof, ""
 	case f.Proof.Kind == "exact":
-		s.proven, s.provenFor = *f.Proof, f.Owner
+		s.proven, s.provenFor, s.foreign = *f.Proof, f.Owner, 0
 	}
 }
 
@@ -359,6 +383,12 @@ func (m *Migration) write(e Event, f fact, check func(*state) error, force bool)
 	m.keepLocked(e)
 	m.changedLocked()
 	m.mu.Unlock()
+	if e.Type == eventPhase || f.Verb == Slow || f.Verb == Unslow || f.Verb == Pause {
+		select {
+		case m.rethink <- struct{}{}:
+		default: // one is there
+		}
+	}
 	m.cfg.Events(e)
 	return nil
 }

@@ -32,6 +32,22 @@ func TestStatesPage(t *testing.T) {
 	}
 }
 
+// TestStepsAreWhole: every row of the table says what it needs, what it does, and how it is recognised as done;
+// what clients wait for has a budget, and comes back when it is not the end.
+//
+// It fails when a row lacks one of these.
+func TestStepsAreWhole(t *testing.T) {
+	t.Parallel()
+	for _, s := range Steps(Settings{}) {
+		if s.Needs == "" || s.Does == "" || s.Known == "" {
+			t.Errorf("%s %s lacks a word: %+v", s.Phase, s.Name, s)
+		}
+		if s.Waits && s.Budget == 0 {
+			t.Errorf("clients wait for %s without end", s.Name)
+		}
+	}
+}
+
 // phaseNotes says of each phase what a person sees and may do.
 func phaseNotes() [][3]string {
 	return [][3]string{
@@ -96,7 +112,7 @@ func writeSteps(b *bytes.Buffer) {
 			if phase == Promoting {
 				fmt.Fprintf(b, "From the owner to the other side; `rolling-back` runs the same rows with the sides swapped. Clients wait during the rows\nmarked *waits*; with the default budgets for at most %s in all, as long as both databases answer. Rows marked **final** lie at or behind the point of no return.\n\n", Stall(Settings{}))
 			}
-			b.WriteString("| step | does | budget | undone by | recognised as done by |\n|---|---|---|---|---|\n")
+			b.WriteString("| step | needs | does | budget | undone by | recognised as done by |\n|---|---|---|---|---|---|\n")
 		}
 		name := "`" + s.Name + "`"
 		if s.Waits {
@@ -105,7 +121,7 @@ func writeSteps(b *bytes.Buffer) {
 		if s.Final {
 			name += " **final**"
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", name, s.Does, budgetText(s.Budget), dash(s.Undo), s.Known)
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s |\n", name, s.Needs, s.Does, budgetText(s.Budget), dash(s.Undo), s.Known)
 	}
 }
 

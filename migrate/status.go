@@ -16,6 +16,7 @@ type Status struct {
 	Seq        int64     `json:"seq"` // of the newest event
 	Phase      Phase     `json:"phase"`
 	Step       string    `json:"step,omitempty"`        // what is being done within the phase
+	StepsDone  []string  `json:"steps_done,omitempty"`  // of the phase, in order
 	WaitingFor string    `json:"waiting_for,omitempty"` // name of the gate or "approval"
 	Paused     bool      `json:"paused"`
 	Running    bool      `json:"running"` // this process drives it now
@@ -29,10 +30,13 @@ type Status struct {
 	Owner Side  `json:"owner"`
 	Epoch int64 `json:"epoch"`
 
-	Tables  []TableProgress `json:"tables,omitempty"`
-	Copied  *Copied         `json:"copied,omitempty"`
-	Build   *Build          `json:"build,omitempty"`   // indexes and constraints after the load
-	Checked *Progress       `json:"checked,omitempty"` // of a comparison that runs
+	Tables []TableProgress `json:"tables,omitempty"`
+	Copied *Copied         `json:"copied,omitempty"`
+	Build  *Build          `json:"build,omitempty"` // indexes and constraints after the load
+	// Throttle is why copy or link stand still; nil while they do not.
+	Throttle *Throttle `json:"throttle,omitempty"`
+	ETA      *ETA      `json:"eta,omitempty"`     // of a copy or a catching up
+	Checked  *Progress `json:"checked,omitempty"` // of a comparison that runs
 	// ComparisonPaused says that comparisons wait, though one may run, and by whose wish.
 	ComparisonPaused *Hold       `json:"comparison_paused,omitempty"`
 	Recopy           *Recopy     `json:"recopy,omitempty"` // tables that are being copied anew while the link stands
@@ -43,10 +47,16 @@ type Status struct {
 	ReadsOn          int         `json:"reads_percent"`         // of read-only traffic, on the side that does not own
 	Traffic          *Traffic    `json:"traffic,omitempty"`     // how reads fare, where the router sees them
 	Blockers         []Blocker   `json:"blockers,omitempty"`    // writers that a closing fence waits for
+	Rehearses        bool        `json:"rehearses,omitempty"`   // the next promotion turns back right before the point of no return
+	Rehearsal        *Rehearsal  `json:"rehearsal,omitempty"`   // the newest one: what the promotion would have cost
 	Promotions       []Promotion `json:"promotions,omitempty"`  // oldest first, rollbacks included
 	Phases           []PhaseTime `json:"phases"`                // how long each took, in order
 
 	Rollback RollbackVerdict `json:"rollback"`
+	// Unsettled is what stands against completing now: "complete" is refused unless it is forced.
+	Unsettled []string `json:"complete_because,omitempty"`
+	// Archived are the schemas that the old tables were put into.
+	Archived []string `json:"archived,omitempty"`
 }
 
 // Build is the progress of what follows the load.
@@ -98,13 +108,23 @@ type PhaseTime struct {
 type RollbackVerdict struct {
 	Safe    bool     `json:"safe"`
 	Because []string `json:"because,omitempty"` // reasons when not
+
+	// Until is when the way back ends by itself (rollback_window).
+	Until time.Time `json:"until,omitzero"`
+	// Behind is the reverse link's lag, Retained the WAL that the new owner keeps for it, Room how much more it
+	// may be before the server gives the slot up: -1 for no limit.
+	Behind   time.Duration `json:"behind_ns,omitempty"`
+	Retained int64         `json:"retained_bytes,omitempty"`
+	Room     int64         `json:"room_bytes,omitempty"`
+	// Foreign counts the writes of others to the side that follows, as far as somebody watches (follow.verify).
+	Foreign int64 `json:"foreign_writes,omitempty"`
 }
 
 // An Event is one line of a migration's story, for terminals, the API's event stream and logs.
 type Event struct {
 	Seq     int64          `json:"seq"` // 0: a passing event, not kept
 	Time    time.Time      `json:"time"`
-	Type    string         `json:"type"` // phase, step, gate, progress, proof, promotion, command, owner, finding, link, error, result
+	Type    string         `json:"type"` // phase, step, gate, progress, proof, promotion, rehearsal, command, owner, finding, link, ddl, throttle, error, result
 	Phase   Phase          `json:"phase"`
 	Message string         `json:"message"`
 	Actor   string         `json:"actor,omitempty"`

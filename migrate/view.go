@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
@@ -27,12 +26,15 @@ type live struct {
 	linkErr  error // why the last one stopped by itself
 	relink   bool  // start it again
 	lag      *Lag
-	samples  []Lag // the newest, in order
+	throttle *Throttle
+	held     bool   // the link stands still because of it
+	marks    []mark // how much was left of the phase, over the last minute
+	samples  []Lag  // the newest, in order
 }
 
 // forget drops what belongs to one phase.
 func (l *live) forget() {
-	l.waitingFor, l.resting, l.trouble, l.build, l.checked, l.blockers = "", false, nil, nil, nil, nil
+	l.waitingFor, l.resting, l.trouble, l.build, l.checked, l.blockers, l.marks = "", false, nil, nil, nil, nil, nil
 }
 
 // Progress counts done of total, in whatever unit is being worked through.
@@ -64,43 +66,22 @@ func (m *Migration) Status() Status {
 		Owner: s.owner, Epoch: s.epoch,
 		Tables: slices.Clone(l.tables), Copied: s.copied, Build: copied(l.build), Checked: copied(l.checked), ComparisonPaused: copied(s.held), Lag: copied(l.lag),
 		Gates: slices.Clone(l.gates), Proof: s.proof, FenceProof: s.fenceProof, Blockers: slices.Clone(l.blockers),
-		ReadsOn: s.reads, Promotions: s.promotions, Phases: s.phases,
+		ReadsOn: s.reads, Promotions: s.promotions, Rehearsal: s.rehearsal, Rehearses: m.rehearsesLocked(), Phases: s.phases,
 	}
 	if err := cmpErr(l.trouble, l.linkErr); err != nil {
 		st.Error, st.Hint = err.Error(), hint.Of(err)
 	}
 	st.Asks, _ = m.asksLocked(&s)
 	st.Traffic = traffic
-	st.Recopy = m.recopyLocked()
-	st.Rollback = m.verdictLocked()
-	return st
-}
-
-// verdictLocked says whether going back would lose nothing.
-func (m *Migration) verdictLocked() RollbackVerdict {
-	s, l := &m.mu.state, &m.mu.live
-	var because []string
-	switch {
-	case s.phase == Completed:
-		because = append(because, "the migration is completed: the old database no longer follows")
-	case s.owner != Target:
-		because = append(because, "nothing to roll back: the source owns the data")
-	case len(m.lossy()) > 0:
-		because = slices.Clone(m.lossy())
-	case l.linkErr != nil:
-		because = append(because, "the reverse link stopped: "+l.linkErr.Error())
-	case s.paused:
-		because = append(because, "paused: the reverse link does not run")
-	case m.recopyLocked() != nil:
-		because = append(because, "tables of the old database are being copied anew")
-	case l.link == nil || l.linkFrom != Target:
-		because = append(because, "the reverse link does not run")
-	case l.lag == nil:
-		because = append(because, "the reverse link's lag is not measured yet")
-	case l.lag.Time > m.cfg.Settings.Budgets.Drain:
-		because = append(because, fmt.Sprintf("the reverse link is %s behind, more than a rollback may take to drain", l.lag.Time.Round(time.Second)))
+	for _, row := range m.of(s.phase) {
+		if s.done[row.Name] {
+			st.StepsDone = append(st.StepsDone, row.Name)
+		}
 	}
-	return RollbackVerdict{Safe: len(because) == 0, Because: because}
+	st.Throttle, st.ETA = copied(l.throttle), m.etaLocked()
+	st.Recopy = m.recopyLocked()
+	st.Rollback, st.Unsettled, st.Archived = m.verdictLocked(), m.unsettledLocked(), slices.Clone(s.archived)
+	return st
 }
 
 // tell announces what is not worth a journal record. Such an event has no sequence number.

@@ -80,13 +80,10 @@ func (m *Migration) load(ctx context.Context, _ *attempt) error {
 		})
 		m.tell(Event{Type: eventProgress, Message: "copy " + p.Table, Data: map[string]any{"table": p}})
 	}, m.builds)
-	if errors.Is(err, ErrDeposed) { // the copy's own transactions were refused
-		m.depose(err)
-	}
 	if err == nil {
 		m.update(func(l *live) { l.copied = &sum })
 	}
-	return err
+	return m.heed(err) // the copy's own transactions may have been refused
 }
 
 func (m *Migration) build(ctx context.Context, _ *attempt) error {
@@ -229,6 +226,10 @@ func (m *Migration) setReads(ctx context.Context, percent int) error {
 func (m *Migration) promotionGates(ctx context.Context, _ *attempt) error {
 	s := m.snapshot()
 	switch {
+	case m.rehearses() && m.waitsForEarlier(&s):
+		if err := m.unpark(); err != nil {
+			return err
+		}
 	case s.parked != "":
 		if err := m.await(ctx, s.parked, func(s *state) bool { return s.parked == "" }); err != nil {
 			return err
@@ -312,7 +313,7 @@ func (m *Migration) dropReverse(ctx context.Context, _ *attempt) error {
 	if err := m.stillDrives(ctx); err != nil {
 		return err
 	}
-	return m.cfg.Reverse.Drop(ctx)
+	return m.heed(m.cfg.Reverse.Drop(ctx))
 }
 
 func (m *Migration) uninstallOwner(ctx context.Context, _ *attempt) error {
@@ -344,7 +345,7 @@ func (m *Migration) dropLinks(ctx context.Context, _ *attempt) error {
 	if m.cfg.Reverse != nil {
 		err = errors.Join(err, m.cfg.Reverse.Drop(ctx))
 	}
-	return err
+	return m.heed(err)
 }
 
 // uninstall frees the application first: what is left after a crash is on the target.

@@ -5,6 +5,39 @@ import (
 	"slices"
 )
 
+// Throttle says when copy and link stand back.
+type Throttle struct {
+	ReplicaLag Duration `yaml:"replica_lag" json:"replica_lag,omitempty" jsonschema:"description=How far behind a physical standby of either database may replay; default not looked at"`
+	MaxActive  int      `yaml:"max_active" json:"max_active,omitempty" jsonschema:"description=How many sessions of others may run statements on either server; default not looked at"`
+	Queries    []Brake  `yaml:"queries" json:"queries,omitempty" jsonschema:"description=Conditions of your own"`
+}
+
+// A Brake is a condition of the operator's own under which copy and link stand back.
+type Brake struct {
+	Name string `yaml:"name" json:"name" jsonschema:"required,description=Name of the reason"`
+	SQL  string `yaml:"sql" json:"sql" jsonschema:"required,description=A query whose first column is a boolean: false throttles; a second column is shown as the reason"`
+	On   string `yaml:"on" json:"on,omitempty" jsonschema:"description=Which database is asked; default source,enum=source,enum=target"`
+}
+
+// badThrottle says what is wrong with the throttle, or "".
+func (p *Playbook) badThrottle() string {
+	t := p.Slow
+	if t.MaxActive < 0 || t.ReplicaLag < 0 {
+		return "throttle: a limit is negative"
+	}
+	names := map[string]bool{"operator": true, "replica-lag": true, "load": true}
+	for _, q := range t.Queries {
+		if q.Name == "" || q.SQL == "" || names[q.Name] {
+			return fmt.Sprintf("throttle.queries: %q needs a name that is not taken, and sql", q.Name)
+		}
+		names[q.Name] = true
+		if q.On != "" && q.On != "source" && q.On != "target" {
+			return fmt.Sprintf("throttle.queries: %s asks %q: want source or target", q.Name, q.On)
+		}
+	}
+	return ""
+}
+
 // Approvals says whose consent the promotion needs.
 type Approvals struct {
 	Need  int      `yaml:"need" json:"need,omitempty" jsonschema:"description=How many people approve; default 1"`

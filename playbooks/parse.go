@@ -255,6 +255,8 @@ func (p *Playbook) validate(file string) error {
 		return bad("until is %q: want following, verifying, reads-switched or promoted", p.Until)
 	case p.Promote.Headroom < 0:
 		return bad("promote.sequence_headroom is negative")
+	case p.Complete.OldData != "keep" && p.Complete.OldData != "archive":
+		return bad("complete.old_data is %q: want keep or archive", p.Complete.OldData)
 	case p.RollbackWindow < 0:
 		return bad("rollback_window is negative")
 	case !slices.Contains([]string{"wait", "cancel", "terminate"}, p.Promote.Blockers):
@@ -262,6 +264,9 @@ func (p *Playbook) validate(file string) error {
 	case p.Promote.Blockers != "wait" && p.Promote.BlockersAfter >= p.Promote.FenceBudget:
 		return hint.Wrap(bad("promote.blockers_after (%s) is not less than promote.fence_budget (%s): everything would be undone before", time.Duration(p.Promote.BlockersAfter), time.Duration(p.Promote.FenceBudget)),
 			"clients wait meanwhile: half of the budget is a good value")
+	}
+	if why := p.badThrottle(); why != "" {
+		return bad("%s", why)
 	}
 	if why := p.badGates(); why != "" {
 		return bad("%s", why)

@@ -20,11 +20,14 @@ type Playbook struct {
 	Tables  map[string]Table `yaml:"tables" json:"tables,omitempty" jsonschema:"description=Rules by source table (schema.table)"`
 	Copy    Copy             `yaml:"copy" json:"copy,omitzero" jsonschema:"description=The initial load"`
 	Follow  Follow           `yaml:"follow" json:"follow,omitzero" jsonschema:"description=Following the source's changes"`
+	Slow    Throttle         `yaml:"throttle" json:"throttle,omitzero" jsonschema:"description=When copy and link stand back because something else needs the databases more"`
 	Gates   Gates            `yaml:"gates" json:"gates,omitzero" jsonschema:"description=Conditions for going on"`
 	Promote Promote          `yaml:"promote" json:"promote,omitzero" jsonschema:"description=The change of owner"`
 	Hooks   []Hook           `yaml:"hooks" json:"hooks,omitempty" jsonschema:"description=What runs before and after phases"`
 	Notify  []Notice         `yaml:"notify" json:"notify,omitempty" jsonschema:"description=Who is told"`
 	Router  Router           `yaml:"router" json:"router,omitzero" jsonschema:"description=What leads clients to the owner"`
+
+	Complete Complete `yaml:"complete" json:"complete,omitzero" jsonschema:"description=The end of a promoted migration"`
 
 	RollbackWindow Duration `yaml:"rollback_window" json:"rollback_window,omitempty" jsonschema:"description=How long after a promotion the way back is kept: then the migration completes by itself; default until somebody says complete"`
 
@@ -112,6 +115,11 @@ type Promote struct {
 	Headroom    int64    `yaml:"sequence_headroom" json:"sequence_headroom,omitempty" jsonschema:"description=Values that sequences skip at a promotion; default 1000"`
 }
 
+// Complete says what becomes of the source in the end.
+type Complete struct {
+	OldData string `yaml:"old_data" json:"old_data,omitempty" jsonschema:"description=What becomes of the source's tables. keep: they stay where they are and refuse writes until ficus cleanup (default); archive: they are moved into schemas named after the day and nothing of Ficus is left,enum=keep,enum=archive"`
+}
+
 // Router says what leads clients to the owner.
 type Router struct {
 	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default); http; pgbouncer; hooks; or none: then clients are moved by hand,enum=gateway,enum=http,enum=pgbouncer,enum=hooks,enum=none"`
@@ -169,6 +177,7 @@ func (p *Playbook) setDefaults() {
 	def(&p.Promote.DrainBudget, Duration(10*time.Second))
 	def(&p.Promote.ProofBudget, Duration(10*time.Second))
 	def(&p.Promote.Headroom, 1000)
+	def(&p.Complete.OldData, "keep")
 	def(&p.Router.Type, "gateway")
 	def(&p.Router.Listen, "127.0.0.1:7432")
 	if p.Router.HTTP != nil {

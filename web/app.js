@@ -178,6 +178,7 @@ function showAlerts(s) {
   if (s.error) all.push(alert("bad", s.error, s.hint ? h("p", {}, `What to do: ${s.hint}`) : ""));
   if (s.waiting_for === "approval") all.push(alert("wait", "Waits for an approval", h("p", {}, "The other gates have been measured below. Approve when people are ready.")));
   if (s.waiting_for === "promote") all.push(alert("wait", "Goes no further by itself", h("p", {}, "Promote when people are ready; it keeps following until then.")));
+  if (s.throttle) all.push(alert("wait", `Throttled, ${s.throttle.name}`, h("p", {}, `${s.throttle.reason}, for `, age(s.throttle.since), ". Copy and link stand back meanwhile; changes go on being stored.")));
   if (s.paused) all.push(alert("wait", "Paused", h("p", {}, `The link stands still and the owner keeps its WAL meanwhile${s.lag ? `: ${size(s.lag.retained_bytes)} when last measured` : ""}. Resume to go on.`)));
   if (!s.running && !final(s.phase) && s.phase !== "failed") all.push(alert("wait", "No process drives this migration now", h("p", {}, "A command is remembered until one does.")));
   if (s.blockers && s.blockers.length) {
@@ -269,6 +270,17 @@ function showGates(s) {
     h("td", {}, g.by ? `by ${g.by}` : g.measured), h("td", {}, g.wanted), h("td.num.soft", {}, known(g.since) ? age(g.since) : ""))), "Gates"));
 }
 
+// showSteps lists the rows of the engine's own table for the present phase.
+function showSteps(s) {
+  const phase = s.phase === "rolling-back" ? "promoting" : s.phase;
+  const rows = current.steps.filter((r) => r.phase === phase), done = s.steps_done || [];
+  if (!rows.length) return $("steps").replaceChildren(h("p.soft", {}, "None: nothing is being done."));
+  $("steps").replaceChildren(table([["Step"], ["State"], ["Does"], ["Budget", "num"]], rows.map((r) => h("tr", { title: `Needs: ${r.needs}. ${r.undo ? `Undone: ${r.undo}. ` : ""}Recognised as done by: ${r.known}.` },
+    h("td.mono.nowrap", {}, r.name, r.waits ? h("div.soft", {}, "clients wait") : ""),
+    h("td.nowrap", {}, r.name === s.step ? state("now", "now") : done.includes(r.name) ? state("ok", "done") : state("idle", "ahead")),
+    h("td", {}, r.does), h("td.num.soft", {}, r.budget_ns ? nanos(r.budget_ns) : "–"))), "Steps"));
+}
+
 const shownTables = 100;
 
 function showCopy(s) {
@@ -280,8 +292,7 @@ function showCopy(s) {
       h("span.soft", {}, `${size(s.copied.bytes)} in ${nanos(s.copied.elapsed_ns)}${seconds > 0 ? ` · ${size(Math.round(s.copied.bytes / seconds))}/s` : ""}`))));
   } else if (tables.length) {
     const total = tables.reduce((n, t) => n + Math.max(t.total_rows, t.rows), 0), unknown = tables.some((t) => t.total_rows < 0);
-    const speed = perSecond(current.samples, "copied");
-    const left = !unknown && speed > 0 && total > rows ? ` · about ${span(Math.ceil((total - rows) / speed) * 1000)} left` : "";
+    const left = s.eta ? ` · ${s.eta.unknown ? `left: unknown, ${s.eta.unknown}` : `about ${nanos(s.eta.low_ns)} to ${nanos(s.eta.high_ns)} left`}` : "";
     parts.push(h("div", {}, h("div.line", {}, h("b", {}, `${plural(rows, "row")}${unknown ? "" : ` of about ${count(total)}`}`), h("span.soft", {}, `${size(bytes)}${rate(current.samples, "copied", " rows/s")}${left}`)),
       bar(rows, unknown ? -1 : total, tables.every((t) => t.done))));
   }
@@ -332,9 +343,10 @@ function comparing(s) {
 }
 
 function showPromotions(s) {
-  const list = s.promotions || [];
-  if (!list.length) return $("promotions").replaceChildren(h("p.soft", {}, "None yet: the source has owned the data from the start."));
-  $("promotions").replaceChildren(table([["Epoch", "num"], ["Owner"], ["No writes", "num"], ["Stall p50 / p99 / max", "num"], ["Proof"], ["When", "num"]], list.toReversed().map((p) => h("tr", {},
+  const list = s.promotions || [], r = s.rehearsal;
+  const rehearsed = r ? h("p", {}, h("b", {}, "Rehearsed "), age(r.at), ` ago: no writes for ${nanos(r.blackout_ns)}, ${r.stall.clients ? `${plural(r.stall.clients, "client")} waited, longest ${nanos(r.stall.max_ns)}` : "nobody waited"}`) : "";
+  if (!list.length) return $("promotions").replaceChildren(rehearsed, h("p.soft", {}, "None yet: the source has owned the data from the start."));
+  $("promotions").replaceChildren(rehearsed, table([["Epoch", "num"], ["Owner"], ["No writes", "num"], ["Stall p50 / p99 / max", "num"], ["Proof"], ["When", "num"]], list.toReversed().map((p) => h("tr", {},
     h("td.num", {}, String(p.epoch)), h("td.nowrap", {}, p.to, h("div.soft", {}, p.to === "target" ? "promotion" : "rollback")), h("td.num", {}, nanos(p.blackout_ns)),
     h("td.num", {}, p.stall.clients ? `${nanos(p.stall.p50_ns)} / ${nanos(p.stall.p99_ns)} / ${nanos(p.stall.max_ns)}` : "nobody waited", p.stall.clients ? h("div.soft", {}, plural(p.stall.clients, "client")) : ""),
     h("td.nowrap", {}, p.proof.differences ? state("bad", count(p.proof.differences)) : state("ok", "equal"),
@@ -342,7 +354,7 @@ function showPromotions(s) {
     h("td.num.soft", { title: full(p.at) }, clock(p.at)))), "Changes of owner"));
 }
 
-const eventIcons = { phase: "right", step: "now", gate: "key", proof: "ok", promotion: "ok", command: "right", error: "warn", owner: "key", finding: "warn", link: "now" };
+const eventIcons = { phase: "right", step: "now", gate: "key", proof: "ok", promotion: "ok", rehearsal: "ok", command: "right", error: "warn", owner: "key", finding: "warn", link: "now" };
 
 function showEvent(e) {
   const node = h(`li.${e.type === "phase" ? "phase-event" : e.type}`, {}, h("time", { datetime: e.time, title: full(e.time) }, clock(e.time)),
@@ -367,14 +379,15 @@ function showVerbs(s) {
 // whoever is reading or selecting text is not disturbed.
 const sections = [
   [showHead, ["name", "playbook", "source", "target", "owner", "phase", "phase_since", "step", "waiting_for", "paused", "running", "error"]],
-  [showAlerts, ["error", "hint", "waiting_for", "paused", "running", "phase", "blockers"]],
+  [showAlerts, ["error", "throttle", "hint", "waiting_for", "paused", "running", "phase", "blockers"]],
   [showTrack, ["phase", "phases", "paused"]],
   [showTiles, ["owner", "source", "target", "epoch", "reads_percent", "proof", "checked", "comparison_paused", "rollback", "phase"]],
   [showLag, ["lag"]],
   [showGates, ["gates"]],
-  [showCopy, ["tables", "copied", "build"]],
+  [showSteps, ["phase", "step", "steps_done"]],
+  [showCopy, ["tables", "copied", "build", "eta"]],
   [showProofs, ["proof", "fence_proof", "checked", "comparison_paused"]],
-  [showPromotions, ["promotions"]],
+  [showPromotions, ["promotions", "rehearsal"]],
   [showVerbs, ["phase", "owner", "paused", "waiting_for", "error", "gates", "rollback"]],
 ];
 
@@ -499,7 +512,7 @@ function connection(kind, text) {
 const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
 // fresh is what the page knows of the migration that it shows.
-const fresh = () => ({ name: null, status: null, seq: null, samples: [], made: new Map(), tablesOpen: undefined, stop: new AbortController() });
+const fresh = () => ({ name: null, status: null, seq: null, steps: [], samples: [], made: new Map(), tablesOpen: undefined, stop: new AbortController() });
 let current = fresh();
 
 // follow shows one migration, over one connection after the other, until another is chosen.
@@ -530,6 +543,7 @@ const silence = 45e3;
 async function stream(mine, alive) {
   const path = `v1/migrations/${encodeURIComponent(mine.name)}`;
   if (mine.seq === null) mine.seq = Math.max(0, (await call("GET", path)).seq - 300); // not a whole week's story
+  mine.steps = (await call("GET", `${path}/steps`)).steps;
   const quiet = new AbortController();
   const response = await request("GET", `${path}/events?after=${mine.seq}`, undefined, AbortSignal.any([mine.stop.signal, quiet.signal]));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

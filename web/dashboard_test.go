@@ -88,6 +88,7 @@ func TestDashboard(t *testing.T) { //nolint:tparallel // its parts share one pag
 			"tiles": {"8.0 kB", "1.5 s behind", "epoch 1", "0 differences", "nothing to roll back"},
 			"gates": {"lag", "at most 1.0 MiB", "open", "approval", "for a person"},
 			"copy":  {"public.order_items", "2,000,412 rows", "binary"}, "proofs": {"16/B374D848"},
+			"steps":      {"follow", "now", "waits for the gates of this phase"},
 			"promotions": {"None yet"}, "events": {"gate lag is open", "jo"}, "link": {"live"}, "version": {"v0.0.1"},
 		} {
 			text := textOf(t, ctx, "#"+id)
@@ -412,6 +413,8 @@ func (s *shop) Do(_ context.Context, _ string, c migrate.Command) error {
 func (s *shop) Verify(context.Context, string, api.VerifyRequest) (api.Comparison, error) {
 	return api.Comparison{}, migrate.ErrNotNow
 }
+
+func (s *shop) Steps(string) ([]migrate.Step, error) { return migrate.Steps(migrate.Settings{}), nil }
 
 func (s *shop) Evidence(context.Context, string) ([]byte, error) { return nil, api.ErrNotFound }
 

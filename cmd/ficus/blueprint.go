@@ -50,6 +50,7 @@ type job struct {
 	plan           *blueprint
 	amended        bool // rules are others than in the last run
 	copyOnly       bool // nothing is followed afterwards
+	rehearse       bool // the promotion turns back
 
 	found struct { // by tools
 		sync.Mutex

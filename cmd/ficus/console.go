@@ -215,6 +215,12 @@ func summary(s migrate.Status) string {
 	if s.Owner != "" {
 		parts = append(parts, "owner "+string(s.Owner))
 	}
+	if t := s.Throttle; t != nil {
+		parts = append(parts, "throttled, "+t.Name+": "+t.Reason)
+	}
+	if e := s.ETA; e != nil && e.Unknown == "" {
+		parts = append(parts, "ETA "+units.Duration(e.Low.Round(time.Second))+" to "+units.Duration(e.High.Round(time.Second)))
+	}
 	if s.Paused {
 		parts = append(parts, "paused")
 	}

@@ -42,7 +42,9 @@ func (a *app) verbCommands() []*cobra.Command {
 		{migrate.Promote, "Make the target the owner", "Go on to the promotion, from wherever the migration stopped."},
 		{migrate.Rollback, "Make the source the owner again", "Go back: the same as a promotion, with the same proof, in the other direction."},
 		{migrate.Routed, "Say that the clients were moved by hand", "Say that the clients were moved to the owner. Where no router leads them (router.type: none) ficus status asks for it after each change of owner."},
-		{migrate.Complete, "End a migration: stop the reverse link and clean up", "End a promoted migration. The old database stops following and stays fenced; there is no way back afterwards."},
+		{migrate.Slow, "Make copy and link stand back", "Make the copy, or the link that follows, stand still while something else needs the databases more. Changes go on being stored. A switch is never throttled."},
+		{migrate.Unslow, "Let copy and link go on after throttle", "Let copy and link go on after throttle, unless the playbook's own conditions throttle them."},
+		{migrate.Complete, "End a migration: stop the reverse link and clean up", "End a promoted migration. The old database stops following and stays fenced, or its tables are put away (complete.old_data); there is no way back afterwards. It is refused while the old database is behind, others wrote to it, or the rollback window is open."},
 		{migrate.Cancel, "Give a migration up and clean up", "Give up before a promotion (or after a rollback): links, slots and triggers are removed, the tables on the target stay."},
 	}
 	cmds := make([]*cobra.Command, len(verbs))
@@ -55,7 +57,7 @@ func (a *app) verbCommands() []*cobra.Command {
 func (a *app) verbCommand(verb migrate.Verb, short, long string) *cobra.Command {
 	var gate, token string
 	var change amendFlags
-	var wait bool
+	var wait, force bool
 	cmd := &cobra.Command{
 		Use:   string(verb) + " NAME",
 		Short: short,
@@ -69,7 +71,7 @@ func (a *app) verbCommand(verb migrate.Verb, short, long string) *cobra.Command 
 			if err := change.send(cmd, c, args[0]); err != nil {
 				return err
 			}
-			err = c.Do(cmd.Context(), args[0], migrate.Command{Verb: verb, Gate: gate, Actor: actor(), Wait: wait})
+			err = c.Do(cmd.Context(), args[0], migrate.Command{Verb: verb, Gate: gate, Actor: actor(), Force: force, Wait: wait})
 			if err != nil {
 				return err
 			}
@@ -92,6 +94,9 @@ func (a *app) verbCommand(verb migrate.Verb, short, long string) *cobra.Command 
 	cmd.Flags().BoolVar(&wait, "wait", false, "return when it is done, not when it is on record")
 	if verb == migrate.Approve {
 		cmd.Flags().StringVar(&gate, "gate", migrate.GateApproval, "which gate")
+	}
+	if verb == migrate.Complete {
+		cmd.Flags().BoolVar(&force, "force", false, "although the old database is behind, others wrote to it, or the rollback window is open")
 	}
 	if verb == migrate.Resume {
 		change.register(cmd)
@@ -162,6 +167,12 @@ func (a *app) showStatus(s migrate.Status) {
 	if c := s.Copied; c != nil {
 		rows = append(rows, []string{"  copied", fmt.Sprintf("%s rows, %s, in %s", units.Count(c.Rows), units.Bytes(c.Bytes), units.Duration(c.Elapsed))})
 	}
+	if t := s.Throttle; t != nil {
+		rows = append(rows, []string{"  throttled", fmt.Sprintf("for %s, %s: %s", units.Duration(time.Since(t.Since)), t.Name, t.Reason)})
+	}
+	if e := s.ETA; e != nil {
+		rows = append(rows, []string{"  " + e.Of + " ends", etaText(e)})
+	}
 	if r := s.Recopy; r != nil {
 		rows = append(rows, []string{"  copies anew", recopyText(r)})
 	}
@@ -181,16 +192,21 @@ func (a *app) showStatus(s migrate.Status) {
 	if p := s.Proof; p != nil {
 		rows = append(rows, []string{"  proof", fmt.Sprintf("%s rows at %s, %d differences, %s ago", units.Count(p.Rows), p.LSN, p.Differences, units.Duration(time.Since(p.Time)))})
 	}
+	if r := s.Rehearsal; r != nil {
+		rows = append(rows, []string{"  rehearsal", fmt.Sprintf("%s ago: no writes for %s, clients waited p99 %s, longest %s", units.Duration(time.Since(r.At)), units.Duration(r.Blackout), units.Duration(r.Stall.P99), units.Duration(r.Stall.Max))})
+	}
 	for _, p := range s.Promotions {
 		rows = append(rows, []string{"  promotion", fmt.Sprintf("epoch %d to the %s at %s: no writes for %s, clients waited p99 %s; %d touched keys compared in %s, %d differences", p.Epoch, p.To, p.At.Local().Format(time.TimeOnly),
 			units.Duration(p.Blackout), units.Duration(p.Stall.P99), p.Proof.Keys, units.Duration(p.Proof.Elapsed), p.Proof.Differences)})
 	}
 	if s.Owner == migrate.Target {
-		verdict := "safe"
-		if !s.Rollback.Safe {
-			verdict = "not safe, because " + strings.Join(s.Rollback.Because, "; ")
-		}
-		rows = append(rows, []string{"  rollback", verdict})
+		rows = append(rows, []string{"  rollback", verdictText(s.Rollback)})
+	}
+	if len(s.Unsettled) > 0 {
+		rows = append(rows, []string{"  complete", "refused without --force: " + strings.Join(s.Unsettled, "; ")})
+	}
+	if len(s.Archived) > 0 {
+		rows = append(rows, []string{"  old tables", "in " + strings.Join(s.Archived, ", ")})
 	}
 	rows = append(rows, trafficRows(s.Traffic)...)
 	if s.Asks != "" {
@@ -206,6 +222,35 @@ func (a *app) showStatus(s migrate.Status) {
 		rows = append(rows, []string{"  hint", s.Hint})
 	}
 	table(a.stdout, rows)
+}
+
+// etaText is a range, or why there is none.
+func etaText(e *migrate.ETA) string {
+	if e.Unknown != "" {
+		return "unknown: " + e.Unknown
+	}
+	return fmt.Sprintf("in %s to %s, at the rates of the last minute", units.Duration(e.Low.Round(time.Second)), units.Duration(e.High.Round(time.Second)))
+}
+
+// verdictText is all that is known of the way back.
+func verdictText(v migrate.RollbackVerdict) string {
+	text := []string{"safe"}
+	if !v.Safe {
+		text[0] = "not safe, because " + strings.Join(v.Because, "; ")
+	}
+	if v.Behind > 0 {
+		text = append(text, "the old database is "+units.Duration(v.Behind)+" behind")
+	}
+	if !v.Until.IsZero() {
+		text = append(text, "kept for another "+units.Duration(time.Until(v.Until).Round(time.Second)))
+	}
+	switch {
+	case v.Room > 0:
+		text = append(text, fmt.Sprintf("%s of WAL kept for it, room for %s more", units.Bytes(v.Retained), units.Bytes(v.Room)))
+	case v.Retained > 0:
+		text = append(text, units.Bytes(v.Retained)+" of WAL kept for it")
+	}
+	return strings.Join(text, "; ")
 }
 
 func (a *app) watchCommand() *cobra.Command {

@@ -174,6 +174,15 @@ func (m *manager) Get(name string) (migrate.Status, error) {
 	return e.migration.Status(), nil
 }
 
+// Steps implements [api.Service].
+func (m *manager) Steps(name string) ([]migrate.Step, error) {
+	e, err := m.engine(name)
+	if err != nil {
+		return nil, err
+	}
+	return e.migration.Steps(), nil
+}
+
 // Events implements [api.Service].
 func (m *manager) Events(ctx context.Context, name string, after int64) (iter.Seq2[migrate.Event, error], error) {
 	e, err := m.engine(name)

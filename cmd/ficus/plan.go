@@ -19,7 +19,8 @@ func (a *app) planCommand() *cobra.Command {
 changes are followed, what is made in each database, the steps with their time budgets, and the
 longest that a client may have to wait.
 
-It reads both databases and changes nothing.`,
+It reads both databases and changes nothing. It looks at the source for two seconds to tell what clients
+would have to wait for.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			j, err := f.load(cmd, args)
@@ -37,7 +38,16 @@ It reads both databases and changes nothing.`,
 			if err != nil {
 				return err
 			}
+			var expected *expectedStall
+			if j.playbook.Until != string(migrate.Following) {
+				if expected, err = j.measureStall(cmd.Context()); err != nil {
+					return err
+				}
+			}
 			a.printPlan(j, tables)
+			if expected != nil {
+				a.printStall(j, expected)
+			}
 			errors := a.findings(findings)
 			settings := j.settings(false)
 			steps := migrate.Steps(settings)

@@ -60,3 +60,37 @@ func TestPlanTellsHowEachTableMoves(t *testing.T) {
 		t.Errorf("with --no-replica-identity: -want +got:\n%s", diff)
 	}
 }
+
+// TestPlanExpectsAStall: a transaction that writes while the plan is made shows in what clients would wait for;
+// one that only reads, or writes in another database of the server, does not.
+//
+// It fails when readers count, and when the age is not taken.
+func TestPlanExpectsAStall(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE public.a (id int PRIMARY KEY)`)
+	file := filepath.Join(t.TempDir(), "book.yaml")
+	must(t, os.WriteFile(file, fmt.Appendf(nil, "name: book\nsource: %s\ntarget: %s\n", source.URL, target.URL), 0o600))
+	begin := func(sql string) (end func()) {
+		tx, err := source.Conn(t).Begin(t.Context())
+		must(t, err)
+		_, err = tx.Exec(t.Context(), sql)
+		must(t, err)
+		return func() { must(t, tx.Rollback(t.Context())) }
+	}
+	plan := func() map[string]any {
+		p := ficus(t, t.TempDir(), "plan", "-f", file)
+		defer p.wait()
+		return p.line("expected_stall", nil)
+	}
+	endRead := begin(`SELECT * FROM public.a`)
+	if quiet := plan(); number(quiet["write_transactions"]) != 0 || number(quiet["low_ns"]) <= 0 || quiet["low_ns"] != quiet["high_ns"] {
+		t.Errorf("nobody writes: %v", quiet)
+	}
+	endRead()
+	endWrite := begin(`INSERT INTO public.a VALUES (1)`)
+	if busy := plan(); number(busy["write_transactions"]) != 1 || number(busy["longest_write_ns"]) < 2e9 || number(busy["high_ns"]) < 2e9 || number(busy["high_ns"]) < number(busy["low_ns"]) {
+		t.Errorf("a transaction writes for more than two seconds: %v", busy)
+	}
+	endWrite()
+}

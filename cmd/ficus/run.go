@@ -23,7 +23,7 @@ func stopPhases() []string { return []string{"following", "verifying", "reads-sw
 func (a *app) runCommand() *cobra.Command {
 	var f playbookFlags
 	var server serverFlags
-	var yes bool
+	var yes, rehearse bool
 	cmd := &cobra.Command{
 		Use:   "run PLAYBOOK",
 		Short: "Run a migration in the foreground",
@@ -32,7 +32,10 @@ gateway (--gateway-listen), which leads it to the database that owns the data at
 
 The command stays after the promotion: it keeps the old database in step, so that "ficus rollback"
 can go back, until "ficus complete", "ficus cancel" or an interrupt. Interrupted, at whatever
-moment, the same command goes on where it was.`,
+moment, the same command goes on where it was.
+
+With --rehearse the promotion turns back right before the point of no return: clients wait as they would,
+everything is taken back, and what it cost is printed. It then waits: "ficus promote" is the real thing.`,
 		Example: `  ficus run upgrade --source postgresql://app@old/shop --target postgresql://app@new/shop
   ficus run schema-change -f shop.yaml
   ficus run cluster-move --source ... --target ... --until following`,
@@ -42,12 +45,16 @@ moment, the same command goes on where it was.`,
 			if err != nil {
 				return err
 			}
+			if j.rehearse = rehearse; rehearse {
+				j.playbook.Until = string(migrate.Promoted) // it goes no further by itself than the rehearsal
+			}
 			return a.runJob(cmd.Context(), j, yes, &server)
 		},
 	}
 	f.register(cmd)
 	server.register(cmd)
 	cmd.Flags().BoolVar(&yes, "yes", false, "take every manual gate as approved")
+	cmd.Flags().BoolVar(&rehearse, "rehearse", false, "turn back right before the point of no return, and tell the stall")
 	return cmd
 }
 
@@ -104,6 +111,16 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 		})
 	})
 	g.Go(func() error {
+		if j.rehearse {
+			r, err := e.migration.Rehearsed(stop)
+			switch {
+			case errors.Is(err, migrate.ErrNotNow):
+				return err
+			case err == nil:
+				a.rehearsal(screen, e.migration.Status(), r)
+			}
+			return nil // what else went wrong is Run's to say
+		}
 		if err := e.migration.Reached(stop, migrate.Phase(j.playbook.Until)); err != nil {
 			return nil //nolint:nilerr // what went wrong is Run's to say
 		}
@@ -237,7 +254,7 @@ func (a *app) ended(ctx context.Context, screen *console, s migrate.Status, j *j
 	if waiting {
 		a.facts["waiting_for"] = migrate.GateApproval
 	}
-	resting := slices.Contains([]migrate.Phase{migrate.Promoted, migrate.RolledBack, migrate.Phase(j.playbook.Until)}, s.Phase)
+	resting := j.rehearse && s.Rehearsal != nil || slices.Contains([]migrate.Phase{migrate.Promoted, migrate.RolledBack, migrate.Phase(j.playbook.Until)}, s.Phase)
 	switch interrupted := ctx.Err() != nil && errors.Is(err, context.Cause(ctx)); {
 	case err == nil, interrupted && resting: // stopped by a signal where it may rest
 		if a.json && !a.out.result {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,7 +10,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/ficus-migrate/ficus/eventstore"
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
+	"github.com/ficus-migrate/ficus/migrate"
+	"github.com/ficus-migrate/ficus/migrate/fence"
+	"github.com/ficus-migrate/ficus/sync/link"
 )
 
 // TestTwoAtOnce: the same migration is started a second time with another data directory, as on
@@ -54,4 +63,67 @@ func TestTwoAtOnce(t *testing.T) {
 	if status := second.stop(os.Interrupt); status != 0 {
 		t.Errorf("the second one: status %d", status)
 	}
+}
+
+// TestSlotOfTheSuccessor: a process stands still right before it drops a slot, another one takes the migration
+// over and makes a slot of that name, and the first one wakes up. The slot stays.
+//
+// It fails when the link drops in a session that is not enlisted.
+func TestSlotOfTheSuccessor(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	name := linkName(nameFor(source), migrate.Source)
+	type side struct {
+		database *fence.Database
+		link     *link.Link
+	}
+	var stalled func()
+	process := func() side {
+		from, err := pg.Parse(source.URL)
+		must(t, err)
+		to, err := pg.Parse(target.URL)
+		must(t, err)
+		db, err := fence.New(t.Context(), fence.Config{DSN: from, Self: migrate.Source})
+		must(t, err)
+		t.Cleanup(db.Close)
+		store, err := eventstore.Open(eventstore.Config{Dir: t.TempDir()})
+		must(t, err)
+		t.Cleanup(func() { must(t, store.Close()) })
+		l, err := link.New(t.Context(), link.Config{Name: name, From: from, To: to, Store: store, EnlistFrom: func(ctx context.Context, session *pgconn.PgConn) error {
+			if err := db.Enlist(ctx, session); err != nil || stalled == nil {
+				return err
+			}
+			during := stalled
+			stalled = nil
+			during()
+			return nil
+		}})
+		must(t, err)
+		t.Cleanup(l.Close)
+		return side{db, l}
+	}
+	first, second := process(), process()
+	must(t, first.database.Install(t.Context(), nameFor(source), migrate.Source))
+	_, err := first.database.Claim(t.Context())
+	must(t, err)
+	must(t, first.link.Prepare(t.Context(), 1))
+
+	stalled = func() {
+		source.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ficus/driver' AND datname = current_database()`)
+		pgtest.Eventually(t, "the second one to take over", func() bool {
+			_, err := second.database.Claim(t.Context())
+			return err == nil
+		})
+		must(t, second.link.Prepare(t.Context(), 2))
+	}
+	if err := first.link.Drop(t.Context()); err == nil || stalled != nil {
+		t.Errorf("the replaced process dropped its link: %v", err)
+	}
+	if source.Int(t, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, name) != 1 {
+		t.Error("the slot of the successor is gone")
+	}
+	if err := first.link.Drop(t.Context()); !errors.Is(err, migrate.ErrDeposed) {
+		t.Errorf("a later try: %v", err)
+	}
+	must(t, second.link.Drop(t.Context()))
 }

@@ -139,8 +139,8 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	e.forward, err = link.New(ctx, common(link.Config{
 		Name: e.job.linkName(migrate.Source), From: e.job.source, To: e.job.target, Mappings: plan.Forward.Mappings,
 		Full: plan.Forward.Full, InsertOnly: plan.Forward.InsertOnly, OnConflict: e.job.onConflict(),
-		Guard: e.sides[migrate.Target].Guard,
-		Log:   cfg.Log.With(slog.String("link", "forward")),
+		Guard: e.sides[migrate.Target].Guard, EnlistFrom: e.sides[migrate.Source].Enlist, EnlistTo: e.sides[migrate.Target].Enlist,
+		Log: cfg.Log.With(slog.String("link", "forward")),
 	}))
 	if err != nil || len(plan.Lossy) > 0 {
 		return err
@@ -148,8 +148,8 @@ func (e *engine) wireLinks(ctx context.Context, cfg engineConfig) error {
 	e.reverse, err = link.New(ctx, common(link.Config{
 		Name: e.job.linkName(migrate.Target), From: e.job.target, To: e.job.source, Mappings: plan.Backward.Mappings,
 		Full: plan.Backward.Full, InsertOnly: plan.Backward.InsertOnly, OnConflict: e.job.onConflict(),
-		Guard: e.sides[migrate.Source].Guard,
-		Log:   cfg.Log.With(slog.String("link", "reverse")),
+		Guard: e.sides[migrate.Source].Guard, EnlistFrom: e.sides[migrate.Target].Enlist, EnlistTo: e.sides[migrate.Source].Enlist,
+		Log: cfg.Log.With(slog.String("link", "reverse")),
 	}))
 	return err
 }
@@ -169,6 +169,7 @@ func (e *engine) linkConfig(cfg engineConfig) func(link.Config) link.Config {
 		case "drop-slot":
 			c.OnMaxSourceWAL = link.WALDropSlot
 		}
+		c.Pace = func(ctx context.Context) error { return e.migration.Pace(ctx) }
 		c.Alarm = func(warning string) { e.migration.Alarm(warning) }
 		return c
 	}
@@ -303,6 +304,7 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 		Journal:   cfg.Journal, Settings: j.settings(cfg.Yes), Warnings: e.warnings,
 		Retryable: retryable, Events: cfg.Events, Log: cfg.Log,
 	}
+	c.Brakes = j.brakes()
 	var err error
 	if c.Gates, err = j.gates(cfg.Dir); err != nil {
 		return err
@@ -351,6 +353,7 @@ func (j *job) settings(yes bool) migrate.Settings {
 	p := j.playbook
 	s := migrate.Settings{
 		AutoApprove: yes || !*p.Gates.Approval,
+		Rehearse:    j.rehearse,
 		Until:       migrate.Phase(p.Until),
 		ReadSteps:   p.Promote.Reads,
 		ReadWatch:   time.Duration(p.Promote.ReadsWatch),
@@ -362,7 +365,7 @@ func (j *job) settings(yes bool) migrate.Settings {
 		Headroom:    p.Promote.Headroom,
 		Sequences:   cmp.Or(time.Duration(*p.Follow.Sequences), -1),
 
-		RollbackWindow: time.Duration(p.RollbackWindow),
+		RollbackWindow: time.Duration(p.RollbackWindow), OldData: migrate.OldData(p.Complete.OldData),
 		Budgets: migrate.Budgets{
 			Hold: time.Duration(p.Promote.HoldBudget), Writers: time.Duration(p.Promote.FenceBudget),
 			Drain: time.Duration(p.Promote.DrainBudget), Proof: time.Duration(p.Promote.ProofBudget),

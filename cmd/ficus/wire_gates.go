@@ -51,6 +51,23 @@ func (j *job) gates(dir string) ([]migrate.Gate, error) {
 	return all, nil
 }
 
+// brakes makes what lets copy and link stand back.
+func (j *job) brakes() []migrate.Brake {
+	t := j.playbook.Slow
+	servers := gates.Servers{migrate.Source: j.source, migrate.Target: j.target}
+	var all []migrate.Brake
+	if t.ReplicaLag > 0 {
+		all = append(all, gates.Replicas(servers, time.Duration(t.ReplicaLag)))
+	}
+	if t.MaxActive > 0 {
+		all = append(all, gates.Load(servers, t.MaxActive))
+	}
+	for _, q := range t.Queries {
+		all = append(all, gates.Query(q.Name, servers[migrate.Side(cmp.Or(q.On, string(migrate.Source)))], q.SQL))
+	}
+	return all
+}
+
 // hooks makes the runner of the playbook's hooks and notices.
 func (j *job) hooks(log *slog.Logger) (*hooks.Runner, error) {
 	c := hooks.Config{Log: log}

@@ -127,7 +127,7 @@ func (v *verifier) watchForeign(ctx context.Context, cfg verify.Config) error {
 	}
 	err := verify.Foreign(ctx, verify.ForeignConfig{
 		Target: cfg.Target, Name: v.engine.job.playbook.Name, Tables: tables, Log: v.log,
-		Found: func(f verify.ForeignWrite) { m.Alarm(f.String()) },
+		Found: func(f verify.ForeignWrite) { m.Foreign(f.String()) },
 		Uncovered: func(tables []schema.Name, why string) {
 			v.log.LogAttrs(ctx, slog.LevelWarn, "not watched for writes of others", slog.Int("tables", len(tables)), slog.String("because", why))
 		},

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/ficus-migrate/ficus/internal/backoff"
 	"github.com/ficus-migrate/ficus/internal/pg"
@@ -38,6 +40,15 @@ const (
 		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 
 	sessionName = `a.pid || ' ' || a.backend_start`
+
+	// The sessions that do the driver's work share a second lock; see Enlist.
+	joinWork  = `SELECT pg_advisory_lock_shared(hashtext('ficus'), hashtext('work'))`
+	stopWork  = `SELECT pg_advisory_xact_lock(hashtext('ficus'), hashtext('work'))`
+	endOthers = `
+		SELECT count(pg_terminate_backend(pid)) FROM pg_locks
+		WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND pid <> pg_backend_pid()
+		AND classid = (hashtext('ficus')::bigint & 4294967295)::oid AND objid = (hashtext('work')::bigint & 4294967295)::oid
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 
 	// beat is how often the session of a claim is asked whether it is alive, beatTimeout how long it
 	// may take to answer.
@@ -118,8 +129,12 @@ func (c *claim) succeed(ctx context.Context, tx pgx.Tx, last string) error {
 		return err
 	}
 	if last == "" {
-		if _, err := tx.Exec(ctx, driverSQL); err != nil {
-			return err
+		// What a process that is gone, or was cut off, has at work here ends first. A session that comes
+		// later waits for our token, and is refused because of it.
+		for _, sql := range []string{driverSQL, endOthers, stopWork} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO ficus.driver (token, who) VALUES ($1, $2)
 			ON CONFLICT (only_row) DO UPDATE SET token = excluded.token, who = excluded.who, since = now()`, c.token, whoAmI())
@@ -244,6 +259,42 @@ func (d *Database) Guard(ctx context.Context, tx pgx.Tx) error {
 		return d.wrap("look who drives the migration", fmt.Errorf("%w: schema ficus is gone", migrate.ErrDeposed))
 	}
 	return d.wrap("look who drives the migration", d.stillMine(ctx, tx))
+}
+
+// Enlist makes a session of others one that works for this process: what it does from now on, in
+// whatever transactions, it does before another process can claim the database, which ends it first.
+// It fails when another process has claimed the database already. It is for what no transaction can
+// hold together: slots that are read and dropped, tables that are altered one by one.
+func (d *Database) Enlist(ctx context.Context, session *pgconn.PgConn) error {
+	mine := d.token()
+	if mine == "" {
+		return nil
+	}
+	const doing = "look who drives the migration"
+	if _, err := word(ctx, session, joinWork); err != nil {
+		return d.wrap(doing, err)
+	}
+	there, err := word(ctx, session, `SELECT to_regclass('ficus.driver') IS NOT NULL`)
+	if err != nil || there != "t" { // nobody has claimed it since schema ficus went
+		return d.wrap(doing, err)
+	}
+	have, err := word(ctx, session, `SELECT token || ' ' || who FROM ficus.driver`)
+	if err != nil {
+		return d.wrap(doing, err)
+	}
+	if token, who, _ := strings.Cut(have, " "); token != mine {
+		return d.wrap(doing, fmt.Errorf("%w: %s", migrate.ErrDeposed, who))
+	}
+	return nil
+}
+
+// word asks for one value in the simple protocol, which replication sessions speak too; "" for no row.
+func word(ctx context.Context, session *pgconn.PgConn, sql string) (string, error) {
+	results, err := session.Exec(ctx, sql).ReadAll()
+	if err != nil || len(results) == 0 || len(results[0].Rows) == 0 {
+		return "", err
+	}
+	return string(results[0].Rows[0][0]), nil
 }
 
 // enter puts the token of a claim that was made before schema ficus into it.

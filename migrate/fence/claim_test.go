@@ -1,11 +1,15 @@
 package fence
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 	"github.com/ficus-migrate/ficus/migrate"
 )
@@ -200,4 +204,48 @@ func TestClaimBeforeInstall(t *testing.T) {
 	must(t, second.Uninstall(ctx))
 	must(t, second.Uninstall(ctx))
 	second.Disclaim()
+}
+
+// TestEnlist: what a replaced process has at work is ended before its successor has claimed the database, and a
+// session that it opens afterwards is refused; the successor's own are not.
+//
+// It fails when a claim does not end the sessions of others, and when Enlist does not look at the token.
+func TestEnlist(t *testing.T) {
+	t.Parallel()
+	first, db, _ := installed(t)
+	second := open(t, db, migrate.Source)
+	ctx := t.Context()
+	_, err := first.Claim(ctx)
+	must(t, err)
+	work, replication := db.Conn(t), connectReplication(t, db)
+	must(t, first.Enlist(ctx, work.PgConn()))
+	must(t, first.Enlist(ctx, replication))
+	if _, err := work.Exec(ctx, `SELECT 1`); err != nil {
+		t.Fatalf("an enlisted session does not work: %v", err)
+	}
+	endDriver(t, db)
+	_, err = second.Claim(ctx)
+	must(t, err)
+	if _, err := work.Exec(ctx, `SELECT 1`); err == nil {
+		t.Error("a session of the replaced process goes on")
+	}
+	if _, err := replication.Exec(ctx, `SELECT 1`).ReadAll(); err == nil {
+		t.Error("a replication session of the replaced process goes on")
+	}
+	if err := first.Enlist(ctx, db.Conn(t).PgConn()); !errors.Is(err, migrate.ErrDeposed) {
+		t.Errorf("a late session of the replaced process: %v", err)
+	}
+	must(t, second.Enlist(ctx, db.Conn(t).PgConn()))
+	must(t, second.Uninstall(ctx))
+	must(t, first.Enlist(ctx, db.Conn(t).PgConn())) // nothing of anybody is there
+}
+
+func connectReplication(t *testing.T, db *pgtest.Database) *pgconn.PgConn {
+	t.Helper()
+	dsn, err := pg.Parse(db.URL)
+	must(t, err)
+	conn, err := dsn.ConnectReplication(t.Context(), "test")
+	must(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) }) // it may be ended already
+	return conn
 }

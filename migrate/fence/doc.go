@@ -28,6 +28,9 @@
 // database, and a token in ficus.driver. Everything that moves ownership, gate or schema compares
 // the token in its own transaction, under a share lock of the row: a process that was cut off, or
 // stood still while another one took over, is refused whatever it does later (see [Database.Claim]).
+// What no transaction can hold together, such as reading and dropping a slot, is done in sessions that
+// share a second lock: a claim ends them and takes that lock before it writes its token (see
+// [Database.Enlist]).
 //
 // A Database is safe for concurrent use.
 package fence

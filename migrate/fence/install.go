@@ -229,28 +229,28 @@ func (d *Database) uninstall(ctx context.Context) error {
 
 // disarm removes the triggers.
 func (d *Database) disarm(ctx context.Context) error {
-	fenced, err := d.fenced(ctx)
+	tables, err := d.armed(ctx)
 	if err != nil {
 		return d.wrap("remove the fence", err)
 	}
-	for _, t := range fenced {
-		if err := pg.Alter(ctx, d.pool, d.cfg.LockTimeout, `DROP TRIGGER IF EXISTS `+trigger+` ON `+t); err != nil {
-			return d.wrap("remove the fence from "+t, err)
+	for _, t := range tables {
+		if err := pg.Alter(ctx, d.pool, d.cfg.LockTimeout, `DROP TRIGGER IF EXISTS `+trigger+` ON `+t.String()); err != nil {
+			return d.wrap("remove the fence from "+t.String(), err)
 		}
 	}
 	return nil
 }
 
-// fenced lists the tables that carry the trigger, as quoted names.
-func (d *Database) fenced(ctx context.Context) ([]string, error) {
+// armed lists the tables that carry the trigger.
+func (d *Database) armed(ctx context.Context) ([]schema.Name, error) {
 	rows, err := d.pool.Query(ctx, `
-		SELECT format('%I.%I', n.nspname, c.relname)
+		SELECT n.nspname::text, c.relname::text
 		FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE t.tgname = $1 AND NOT t.tgisinternal ORDER BY 1`, trigger)
+		WHERE t.tgname = $1 AND NOT t.tgisinternal ORDER BY 1, 2`, trigger)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[schema.Name])
 }
 
 // wrap adds the side and what was being done, and keeps passwords out.

@@ -1,7 +1,7 @@
 // Package gates holds the conditions that a playbook can put before a phase, beside the engine's own:
 // a maintenance window, no long transactions, room for WAL and on disk, and checks by SQL, HTTP and
 // command. Each is a [migrate.Gate]: it says what it measured and what was wanted. What cannot be
-// measured is closed.
+// measured is closed. Brakes make copy and link stand back; what cannot be measured brakes nothing.
 package gates
 
 import (

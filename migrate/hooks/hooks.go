@@ -59,7 +59,9 @@ type Call struct {
 	From      migrate.Phase `json:"from,omitempty"` // before: the present one
 	Owner     migrate.Side  `json:"owner"`
 	Epoch     int64         `json:"epoch"`
-	Message   string        `json:"message,omitempty"`
+	// Rehearsal says that the promotion which is about to begin turns back before the point of no return.
+	Rehearsal bool   `json:"rehearsal,omitempty"`
+	Message   string `json:"message,omitempty"`
 }
 
 // Config holds what a Runner does.
@@ -116,7 +118,7 @@ func (r *Runner) Before(ctx context.Context, s migrate.Status, next migrate.Phas
 		if h.Before != next {
 			continue
 		}
-		call := Call{Hook: h.Name, Event: "before", Migration: s.Name, Phase: next, From: s.Phase, Owner: s.Owner, Epoch: s.Epoch}
+		call := Call{Hook: h.Name, Event: "before", Migration: s.Name, Phase: next, From: s.Phase, Owner: s.Owner, Epoch: s.Epoch, Rehearsal: s.Rehearses && next == migrate.Promoting}
 		if err := h.run(ctx, call); err != nil {
 			return hint.Wrap(fmt.Errorf("hook %s refuses phase %s: %w", h.Name, next, err), "mend what it complains of, then: ficus resume %s", s.Name)
 		}
@@ -210,10 +212,14 @@ func (h Hook) run(ctx context.Context, c Call) error {
 	if err != nil {
 		return err
 	}
-	return Action{Command: h.Command, URL: h.URL, Timeout: h.Timeout}.Send(ctx, []string{
+	env := []string{
 		"FICUS_HOOK=" + c.Hook, "FICUS_EVENT=" + c.Event, "FICUS_MIGRATION=" + c.Migration, "FICUS_PHASE=" + string(c.Phase),
 		"FICUS_FROM=" + string(c.From), "FICUS_OWNER=" + string(c.Owner), "FICUS_EPOCH=" + strconv.FormatInt(c.Epoch, 10),
-	}, body)
+	}
+	if c.Rehearsal {
+		env = append(env, "FICUS_REHEARSAL=1")
+	}
+	return Action{Command: h.Command, URL: h.URL, Timeout: h.Timeout}.Send(ctx, env, body)
 }
 
 func lastLine(s string) string {

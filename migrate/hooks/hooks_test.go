@@ -73,8 +73,8 @@ func TestBefore(t *testing.T) {
 	t.Parallel()
 	server := newTold(t)
 	file := filepath.Join(t.TempDir(), "said")
-	s := migrate.Status{Name: "m", Phase: migrate.ReadsSwitched, Owner: migrate.Source, Epoch: 3}
-	script := []string{"sh", "-c", `(echo "$FICUS_HOOK $FICUS_EVENT $FICUS_MIGRATION $FICUS_FROM $FICUS_PHASE $FICUS_OWNER $FICUS_EPOCH"; cat) > ` + file}
+	s := migrate.Status{Name: "m", Phase: migrate.ReadsSwitched, Owner: migrate.Source, Epoch: 3, Rehearses: true}
+	script := []string{"sh", "-c", `(echo "$FICUS_HOOK $FICUS_EVENT $FICUS_MIGRATION $FICUS_FROM $FICUS_PHASE $FICUS_OWNER $FICUS_EPOCH $FICUS_REHEARSAL"; cat) > ` + file}
 	r := runner(t, Config{Hooks: []Hook{
 		{Name: "other", Before: migrate.Copying, Command: []string{"false"}},
 		{Name: "write", Before: migrate.Promoting, Command: script},
@@ -88,11 +88,11 @@ func TestBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 	line, body, _ := strings.Cut(string(said), "\n")
-	if line != "write before m reads-switched promoting source 3" {
+	if line != "write before m reads-switched promoting source 3 1" {
 		t.Errorf("variables: %q", line)
 	}
 	var call Call
-	if err := json.Unmarshal([]byte(body), &call); err != nil || call.Hook != "write" || call.From != migrate.ReadsSwitched {
+	if err := json.Unmarshal([]byte(body), &call); err != nil || call.Hook != "write" || call.From != migrate.ReadsSwitched || !call.Rehearsal {
 		t.Errorf("standard input: %q, %v", body, err)
 	}
 	if len(server.bodies) != 1 || !strings.Contains(server.bodies[0], `"hook":"web"`) {

@@ -214,7 +214,7 @@ func (l *Link) giveUp(ctx context.Context, why error) error {
 	if err := l.updateIdentities(func(ids *identities) { ids.GaveUp = why.Error() }); err != nil {
 		return errors.Join(why, err)
 	}
-	conn, err := l.cfg.From.Connect(ctx, "drop")
+	conn, err := l.connectFrom(ctx, "drop")
 	if err == nil {
 		err = errors.Join(source.DropSlot(ctx, conn, l.cfg.Name), conn.Close(ctx))
 	}
@@ -234,8 +234,13 @@ func (l *Link) gaveUp() error {
 	return hint.Wrap(fmt.Errorf("%w, earlier: %s", ErrWALBudget, ids.GaveUp), "start the migration again with a new copy")
 }
 
-// gate holds a copy while the origin keeps too much WAL, if that is the answer.
+// gate holds a copy while it should stand back, and while the origin keeps too much WAL, if that is the answer.
 func (l *Link) gate(ctx context.Context) error {
+	if l.cfg.Pace != nil {
+		if err := l.cfg.Pace(ctx); err != nil {
+			return err
+		}
+	}
 	if l.cfg.OnMaxSourceWAL != WALPauseCopy {
 		return nil
 	}

@@ -108,6 +108,9 @@ func (l *Link) guardOrigin(cfg *source.Config) error {
 // guardDestination compares the destination that a session has reached with the one that the link
 // began with, and what it holds with what is still stored. It is called before anything is applied.
 func (l *Link) guardDestination(ctx context.Context, conn *pgx.Conn) error {
+	if err := l.cfg.EnlistTo(ctx, conn.PgConn()); err != nil {
+		return err
+	}
 	now, err := source.IdentifySession(ctx, conn)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -72,6 +73,8 @@ type Config struct {
 	// OnConflict says what happens with a row that the destination refuses because its own rows are
 	// not the origin's. Default apply.Stop.
 	OnConflict apply.OnConflict
+	// Pace is asked before each part of a copy, and waits while the copy should stand back. Default: never.
+	Pace func(context.Context) error
 	// Touch records the keys of changed rows, for delta proofs.
 	Touch bool
 	// LockTimeout bounds how long the application may wait behind a change of replica identity.
@@ -79,6 +82,9 @@ type Config struct {
 	LockTimeout time.Duration
 	// Guard is called first in each transaction of a copy at the destination; see [snapshot.Config].
 	Guard func(context.Context, pgx.Tx) error
+	// Enlist is called with each other session that changes something, at the origin or the destination,
+	// before it does: an error says that another process has taken the link over. Default: nobody is asked.
+	EnlistFrom, EnlistTo func(context.Context, *pgconn.PgConn) error
 	// Log receives what an operator may want to know. Default: nothing.
 	Log *slog.Logger
 }
@@ -122,6 +128,11 @@ func New(ctx context.Context, cfg Config) (*Link, error) {
 	cfg.LockTimeout = cmp.Or(cfg.LockTimeout, 200*time.Millisecond)
 	cfg.AnswerTimeout = cmp.Or(cfg.AnswerTimeout, 5*time.Minute)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	for _, enlist := range []*func(context.Context, *pgconn.PgConn) error{&cfg.EnlistFrom, &cfg.EnlistTo} {
+		if *enlist == nil {
+			*enlist = func(context.Context, *pgconn.PgConn) error { return nil }
+		}
+	}
 	if cfg.Ack == source.AckApplied && cfg.OnMaxSourceWAL == WALPauseCopy {
 		return nil, hint.Wrap(fmt.Errorf("link %s: pausing the copy does not let WAL go that is kept until the copy is done", cfg.Name),
 			"choose follow.ack: stored, or alarm or drop-slot for follow.on_max_source_wal")
@@ -182,6 +193,7 @@ func (l *Link) assemble(r record) (*parts, error) {
 	reading := source.Config{
 		DSN: l.cfg.From, Slot: l.cfg.Name, Publications: publications, Stream: l.Stream(), Start: r.Start,
 		Ack: ack, Streaming: l.cfg.Streaming, Log: l.cfg.Log,
+		Enlist:         l.cfg.EnlistFrom,
 		ReceiveTimeout: min(l.cfg.AnswerTimeout, time.Minute),
 		Applied:        func() change.LSN { return p.applier.Applied() },
 	}
@@ -266,6 +278,7 @@ type Lag struct {
 	Applied  change.LSN    // end of the last applied transaction
 	Rows     int64         // row changes applied since this process attached the link
 	Retained int64         // WAL that the slot keeps on the origin, in bytes
+	Room     int64         // WAL that the origin may still write before it gives the slot up; -1: no limit
 	Decided  int64         // rows that OnConflict decided, all that are recorded
 }
 
@@ -295,7 +308,7 @@ func (l *Link) Lag(ctx context.Context) (Lag, error) {
 	}
 
 	stats := p.applier.Stats()
-	lag := Lag{Applied: p.applier.Applied(), Rows: stats.Rows, Retained: slot.RetainedBytes, Decided: stats.Decided}
+	lag := Lag{Applied: p.applier.Applied(), Rows: stats.Rows, Retained: slot.RetainedBytes, Room: max(-1, slot.SafeWALBytes), Decided: stats.Decided}
 	at := lag.Applied
 	if at >= l.Stream().Head() { // nothing stored is waiting: what was received is as good as applied
 		at = max(at, p.reader.Status().Received)

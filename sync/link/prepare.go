@@ -39,7 +39,7 @@ func (l *Link) Prepare(ctx context.Context, afterEpoch int64) error {
 
 // begins writes the destination's first progress.
 func (l *Link) begins(ctx context.Context, at change.LSN) error {
-	to, err := l.cfg.To.Connect(ctx, "prepare")
+	to, err := l.connectTo(ctx, "prepare")
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (l *Link) begin(ctx context.Context, ahead func() error) (*pgconn.PgConn, s
 	fail := func(doing string, err error) (*pgconn.PgConn, source.Snapshot, error) {
 		return nil, source.Snapshot{}, fmt.Errorf("link %s: %s: %w", l.cfg.Name, doing, err)
 	}
-	to, err := l.cfg.To.Connect(ctx, "prepare")
+	to, err := l.connectTo(ctx, "prepare")
 	if err != nil {
 		return nil, source.Snapshot{}, err
 	}
@@ -68,7 +68,7 @@ func (l *Link) begin(ctx context.Context, ahead func() error) (*pgconn.PgConn, s
 		return fail("install the manifest", err)
 	}
 
-	from, err := l.cfg.From.Connect(ctx, "prepare")
+	from, err := l.connectFrom(ctx, "prepare")
 	if err != nil {
 		return nil, source.Snapshot{}, err
 	}
@@ -90,11 +90,39 @@ func (l *Link) begin(ctx context.Context, ahead func() error) (*pgconn.PgConn, s
 	if err != nil {
 		return nil, source.Snapshot{}, err
 	}
-	snap, err := l.awaitSlot(ctx, from, replication)
+	var snap source.Snapshot
+	if err = l.cfg.EnlistFrom(ctx, replication); err == nil {
+		snap, err = l.awaitSlot(ctx, from, replication)
+	}
 	if err != nil {
 		return fail("create the slot", errors.Join(err, replication.Close(context.WithoutCancel(ctx))))
 	}
 	return replication, snap, nil
+}
+
+// connectFrom opens a session that changes something at the origin.
+func (l *Link) connectFrom(ctx context.Context, part string) (*pgx.Conn, error) {
+	conn, err := l.cfg.From.Connect(ctx, part)
+	if err != nil {
+		return nil, err
+	}
+	return enlisted(ctx, conn, l.cfg.EnlistFrom)
+}
+
+// connectTo opens a session that changes something at the destination.
+func (l *Link) connectTo(ctx context.Context, part string) (*pgx.Conn, error) {
+	conn, err := l.cfg.To.Connect(ctx, part)
+	if err != nil {
+		return nil, err
+	}
+	return enlisted(ctx, conn, l.cfg.EnlistTo)
+}
+
+func enlisted(ctx context.Context, conn *pgx.Conn, enlist func(context.Context, *pgconn.PgConn) error) (*pgx.Conn, error) {
+	if err := enlist(ctx, conn.PgConn()); err != nil {
+		return nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+	}
+	return conn, nil
 }
 
 // awaitSlot makes the slot, and tells whom it waits for when that takes long.
@@ -138,7 +166,7 @@ func (l *Link) Drop(ctx context.Context) error {
 	if err := l.forget(); err != nil {
 		return err
 	}
-	from, err := l.cfg.From.Connect(ctx, "drop")
+	from, err := l.connectFrom(ctx, "drop")
 	if err != nil {
 		return err
 	}
@@ -152,7 +180,7 @@ func (l *Link) Drop(ctx context.Context) error {
 	if err := RestoreIdentities(ctx, from, l.cfg.Name, l.cfg.LockTimeout); err != nil {
 		return fmt.Errorf("link %s: restore replica identities: %w", l.cfg.Name, err)
 	}
-	to, err := l.cfg.To.Connect(ctx, "drop")
+	to, err := l.connectTo(ctx, "drop")
 	if err != nil {
 		return err
 	}

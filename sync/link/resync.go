@@ -78,7 +78,7 @@ func (l *Link) mappingsOf(tables []schema.Name) ([]transform.Mapping, error) {
 
 // installManifest makes the manifest where it is missing, and returns where the destination stands.
 func (l *Link) installManifest(ctx context.Context, p *parts) (at change.LSN, err error) {
-	to, err := l.cfg.To.Connect(ctx, "prepare")
+	to, err := l.connectTo(ctx, "prepare")
 	if err != nil {
 		return 0, err
 	}
@@ -158,7 +158,7 @@ func (l *Link) require(ctx context.Context, p *parts, mappings []transform.Mappi
 	if _, err := l.installManifest(ctx, p); err != nil {
 		return err
 	}
-	to, err := l.cfg.To.Connect(ctx, "prepare")
+	to, err := l.connectTo(ctx, "prepare")
 	if err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func (l *Link) require(ctx context.Context, p *parts, mappings []transform.Mappi
 // republish makes identities and publication those of the mappings, and waits until what was written
 // before is over. A change is decoded by the publication of its own time, not by that of its commit.
 func (l *Link) republish(ctx context.Context) error {
-	from, err := l.cfg.From.Connect(ctx, "prepare")
+	from, err := l.connectFrom(ctx, "prepare")
 	if err != nil {
 		return err
 	}

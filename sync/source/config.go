@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/ficus-migrate/ficus/change"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/pg"
@@ -98,6 +100,10 @@ type Config struct {
 	// none.
 	Copied func() (change.LSN, error)
 
+	// Enlist is called with each session that reads the slot, before it does, and refuses it when another
+	// process has taken the slot over. Default: nobody is asked.
+	Enlist func(context.Context, *pgconn.PgConn) error
+
 	// Streaming says how large transactions come. Default StreamingOn.
 	Streaming Streaming
 
@@ -132,6 +138,9 @@ func (c *Config) complete() error {
 	}
 	if c.Copied == nil {
 		c.Copied = func() (change.LSN, error) { return 0, nil }
+	}
+	if c.Enlist == nil {
+		c.Enlist = func(context.Context, *pgconn.PgConn) error { return nil }
 	}
 	if c.Identified == nil {
 		c.Identified = func(Identity) error { return nil }

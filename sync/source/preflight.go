@@ -42,6 +42,9 @@ const again = "the target can no longer follow: start the migration again with a
 func (r *Reader) preflight(ctx context.Context, repl *pgconn.PgConn) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
 	defer cancel()
+	if err := r.cfg.Enlist(ctx, repl); err != nil {
+		return State{}, err
+	}
 	now, err := Identify(ctx, repl)
 	if err != nil {
 		return State{}, err
