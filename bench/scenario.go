@@ -30,6 +30,8 @@ func scenarios() []scenario {
 		lag{},
 		network{},
 		verify{},
+		promote{},
+		gateway{},
 		growth{},
 	}
 }

@@ -13,6 +13,8 @@ type sizes struct {
 	lagRate, lagSeconds                           int
 	networkTransactions, verifyScale              int
 	growthScale, growthTransactions, growthRows   int
+	promoteRows, promoteRate, promotions          int
+	gatewayScale, gatewaySeconds                  int
 }
 
 // A size is one of them as a flag.
@@ -39,6 +41,11 @@ func (s *sizes) all() []size {
 		{&s.growthRows, "growth-rows", "growth: rows of one transaction at 1 ×", 500_000, 10_000},
 		{&s.lagRate, "lag-rate", "lag: transactions a second", 1000, 200},
 		{&s.networkTransactions, "network-transactions", "network: transactions to catch up with", 100_000, 5_000},
+		{&s.promoteRows, "promote-rows", "promote: rows in all tables", 200_000, 10_000},
+		{&s.promoteRate, "promote-rate", "promote: transactions a second", 500, 100},
+		{&s.promotions, "promotions", "promote: promotions in each round, with a rollback after each", 100, 3},
+		{&s.gatewayScale, "gateway-scale", "gateway: pgbench's scale, 100,000 rows each", 10, 1},
+		{&s.gatewaySeconds, "gateway-seconds", "gateway: for how long each time", 20, 2},
 		{&s.lagSeconds, "lag-seconds", "lag: for how long, in each round", 60, 8},
 	}
 }

@@ -72,7 +72,7 @@ func TestEveryScenario(t *testing.T) {
 	var text strings.Builder
 	err := execute(t.Context(), []string{
 		"--ficus", program(t), "--quick", "--rounds", "1", "--tpcb-transactions", "800", "--network-transactions", "800", "--lag-seconds", "4",
-		"--growth-transactions", "80", "--growth-rows", "1000", "--plot", filepath.Join(dir, "growth.svg"),
+		"--promotions", "1", "--gateway-seconds", "1", "--growth-transactions", "80", "--growth-rows", "1000", "--plot", filepath.Join(dir, "growth.svg"),
 	}, &text, io.Discard)
 	if err != nil {
 		t.Errorf("%v", err)

@@ -15,10 +15,10 @@ import (
 
 // tools are the paths of other programs; "" for one that is not installed.
 type tools struct {
-	psql, pgDump, pgRestore, pgbench, pgRecvlogical, pgcopydb string
+	psql, pgDump, pgRestore, pgbench, pgRecvlogical, pgcopydb, pgbouncer string
 }
 
-// findTools looks beside the server first, then in PATH. All but the last two have to be there.
+// findTools looks beside the server first, then in PATH. All but the last three have to be there.
 func findTools(bin string) (tools, error) {
 	find := func(name string) string {
 		if path := filepath.Join(bin, name); executable(path) {
@@ -30,7 +30,10 @@ func findTools(bin string) (tools, error) {
 		}
 		return path
 	}
-	t := tools{find("psql"), find("pg_dump"), find("pg_restore"), find("pgbench"), find("pg_recvlogical"), find("pgcopydb")}
+	t := tools{find("psql"), find("pg_dump"), find("pg_restore"), find("pgbench"), find("pg_recvlogical"), find("pgcopydb"), find("pgbouncer")}
+	if system := "/usr/sbin/pgbouncer"; t.pgbouncer == "" && executable(system) { // not in everybody's PATH
+		t.pgbouncer = system
+	}
 	for name, path := range map[string]string{"psql": t.psql, "pg_dump": t.pgDump, "pg_restore": t.pgRestore, "pgbench": t.pgbench} {
 		if path == "" {
 			return tools{}, hint.Wrap(fmt.Errorf("no %s on this machine", name), "Debian, Ubuntu: apt-get install postgresql postgresql-client")
@@ -60,7 +63,7 @@ type Machine struct {
 
 // versionNames lists the programs of Machine.Versions in the order in which they are printed.
 func versionNames() []string {
-	return []string{"source", "target", "ficus", "pgcopydb", "pg_dump", "pgbench", "go"}
+	return []string{"source", "target", "ficus", "pgcopydb", "pgbouncer", "pg_dump", "pgbench", "go"}
 }
 
 // describe asks the machine and every program for its version.
@@ -79,7 +82,7 @@ func describe(ctx context.Context, b *bench) Machine {
 		m.Kernel += " " + strings.TrimSpace(string(text))
 	}
 	for name, command := range map[string][]string{
-		"ficus": {b.ficus, "version"}, "pg_dump": {b.tools.pgDump, "--version"}, "pgbench": {b.tools.pgbench, "--version"}, "pgcopydb": {b.tools.pgcopydb, "--version"},
+		"ficus": {b.ficus, "version"}, "pg_dump": {b.tools.pgDump, "--version"}, "pgbench": {b.tools.pgbench, "--version"}, "pgcopydb": {b.tools.pgcopydb, "--version"}, "pgbouncer": {b.tools.pgbouncer, "--version"},
 	} {
 		m.Versions[name] = "not installed"
 		if command[0] == "" {

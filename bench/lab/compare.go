@@ -22,7 +22,8 @@ type Sum struct {
 // How a row is hashed. The first needs a hash function for the type of every column and PostgreSQL 14;
 // the second needs neither and is slower. The hash of a record is a sum of its columns' hashes, each
 // times a power of 31: summed up over rows, it would not tell that two rows have swapped a value. So it
-// is hashed once more.
+// is hashed once more. Values of an enum are hashed by a number that each cluster gives out for itself: tables
+// with types that the database made are hashed as text.
 const (
 	hashRecord = "hashint8extended(hash_record_extended(t.*, 0), 0)"
 	hashText   = "hashtextextended(t::text, 0)"
@@ -61,9 +62,16 @@ func (c *Cluster) fingerprint(ctx context.Context, database string, by map[strin
 	if err != nil {
 		return Fingerprint{}, fmt.Errorf("tables of the %s: %w", c.name, err)
 	}
+	made, err := withMadeTypes(ctx, conn)
+	if err != nil {
+		return Fingerprint{}, fmt.Errorf("types of the %s: %w", c.name, err)
+	}
 	f := Fingerprint{sums: map[string]Sum{}, by: map[string]string{}}
 	for _, table := range tables {
 		tries := []string{hashRecord, hashText}
+		if made[table] {
+			tries = []string{hashText}
+		}
 		if how := by[table]; how != "" {
 			tries = []string{how}
 		}
@@ -88,6 +96,22 @@ func userTables(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// withMadeTypes returns the tables that have columns of types other than base types and arrays of them.
+func withMadeTypes(ctx context.Context, conn *pgx.Conn) (map[string]bool, error) {
+	rows, err := conn.Query(ctx, `SELECT DISTINCT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type t ON t.oid = a.atttypid
+		WHERE c.relkind = 'r' AND (t.typtype <> 'b' OR EXISTS (SELECT FROM pg_type e WHERE e.oid = t.typelem AND e.typtype <> 'b'))`)
+	if err != nil {
+		return nil, err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	made := make(map[string]bool, len(names))
+	for _, n := range names {
+		made[n] = true
+	}
+	return made, err
 }
 
 // Same reads a database of the target and returns an error unless its tables hold the rows that want
