@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -16,10 +15,13 @@ import (
 // ErrNoCommand says that there is no command of that key, or that its answer is not kept any more.
 var ErrNoCommand = errors.New("no such command")
 
+// ErrNoCommands says that a migration takes no commands.
+var ErrNoCommands = errors.New("the migration takes no commands")
+
 // ErrCommandState says that what was asked for does not fit the command's state.
 var ErrCommandState = errors.New("the command's state does not allow it")
 
-// A Commander is a [Service] that has command logs. A migration without one answers ErrNotFound.
+// A Commander is a [Service] that has command logs. A migration without one answers ErrNoCommands.
 type Commander interface {
 	// ListCommands returns the commands that a request chooses.
 	ListCommands(name string, r ListCommandsRequest) ([]CommandEntry, error)
@@ -42,6 +44,7 @@ type ListCommandsRequest struct {
 
 // Commands is the answer of GET /v1/migrations/{name}/commands.
 type Commands struct {
+	Taken    bool           `json:"taken"`    // whether the migration takes any
 	Commands []CommandEntry `json:"commands"` // by number, then those that are over, newest first
 }
 
@@ -65,7 +68,7 @@ func (s *Server) commander() (Commander, error) {
 	if c, ok := s.cfg.Service.(Commander); ok {
 		return c, nil
 	}
-	return nil, fmt.Errorf("this process takes no commands: %w", ErrNotFound)
+	return nil, ErrNoCommands
 }
 
 func (s *Server) listCommands(c *gin.Context) {
@@ -82,11 +85,12 @@ func (s *Server) listCommands(c *gin.Context) {
 	if err == nil {
 		found, err = logs.ListCommands(c.Param("name"), r)
 	}
-	if err != nil {
+	taken := !errors.Is(err, ErrNoCommands)
+	if err != nil && taken {
 		s.refuse(c, problemOf(err, CodeBadRequest))
 		return
 	}
-	c.JSON(http.StatusOK, Commands{Commands: append([]CommandEntry{}, found...)})
+	c.JSON(http.StatusOK, Commands{Taken: taken, Commands: append([]CommandEntry{}, found...)})
 }
 
 // showCommand answers with the payload only when an operator asks for it: it may hold what is nobody's
@@ -142,7 +146,7 @@ func (s *Server) changeCommand(c *gin.Context, done string, change func(Commande
 }
 
 // ListCommands returns the commands that a request chooses; see [Commander].
-func (c *Client) ListCommands(ctx context.Context, name string, r ListCommandsRequest) ([]CommandEntry, error) {
+func (c *Client) ListCommands(ctx context.Context, name string, r ListCommandsRequest) (Commands, error) {
 	u := c.at(name, "commands")
 	q := url.Values{}
 	for k, v := range map[string]string{"state": r.State, "order": r.Order, "type": r.Type} {
@@ -159,7 +163,7 @@ func (c *Client) ListCommands(ctx context.Context, name string, r ListCommandsRe
 	u.RawQuery = q.Encode()
 	var out Commands
 	err := c.call(ctx, http.MethodGet, u, nil, &out)
-	return out.Commands, err
+	return out, err
 }
 
 // ShowCommand returns one command; see [Commander].

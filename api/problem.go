@@ -101,7 +101,7 @@ func problemOf(err error, other Code) *Problem {
 	}
 	code := other
 	switch {
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrNoCommand):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrNoCommand), errors.Is(err, ErrNoCommands):
 		code = CodeNotFound
 	case errors.Is(err, migrate.ErrNotNow), errors.Is(err, ErrCommandState):
 		code = CodeNotNow

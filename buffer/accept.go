@@ -241,7 +241,7 @@ func (l *Commands) Wait(ctx context.Context, key string) (Entry, error) {
 			l.mu.Unlock()
 			return l.Look(context.WithoutCancel(ctx), key)
 		}
-		done := e.done
+		done, ended := e.done, l.mu.ended
 		l.mu.Unlock()
 		select {
 		case <-done:
@@ -252,7 +252,7 @@ func (l *Commands) Wait(ctx context.Context, key string) (Entry, error) {
 				continue
 			}
 			return now, nil
-		case <-l.stopped:
+		case <-ended:
 			return l.Look(context.WithoutCancel(ctx), key)
 		case <-ctx.Done():
 			return l.Look(context.WithoutCancel(ctx), key)

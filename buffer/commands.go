@@ -100,8 +100,7 @@ func (c CommandsConfig) withDefaults() CommandsConfig {
 
 // Commands is a durable log of commands. See the package documentation.
 type Commands struct {
-	cfg     CommandsConfig
-	stopped chan struct{} // closed when Run has ended
+	cfg CommandsConfig
 
 	mu struct {
 		sync.Mutex
@@ -120,7 +119,8 @@ type Commands struct {
 
 		held    time.Time     // since when nothing is sent; zero: it is
 		idle    chan struct{} // closed while inFlight is 0
-		stopped bool          // as the channel says
+		stopped bool          // Run has ended, and has not begun again
+		ended   chan struct{} // closed when it has
 	}
 }
 
@@ -150,9 +150,9 @@ func OpenCommands(cfg CommandsConfig) (*Commands, error) {
 	if cfg.Bucket == nil || cfg.Send == nil {
 		return nil, errors.New("open the command log: no bucket, or nowhere to send to")
 	}
-	l := &Commands{cfg: cfg.withDefaults(), stopped: make(chan struct{})}
+	l := &Commands{cfg: cfg.withDefaults()}
 	l.mu.entries, l.mu.lanes = map[string]*entry{}, map[string]*lane{}
-	l.mu.wake, l.mu.idle = make(chan struct{}), make(chan struct{})
+	l.mu.wake, l.mu.idle, l.mu.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	close(l.mu.idle)
 	if err := l.load(); err != nil {
 		return nil, fmt.Errorf("open the command log: %w", err)

@@ -408,8 +408,8 @@ func TestParallel(t *testing.T) {
 	}
 }
 
-// Whoever waits gets an answer when the log stops: where the command stands. It fails when Wait does
-// not watch for the end of Run.
+// Whoever waits gets an answer when the log stops: where the command stands. Run again, it goes on. It
+// fails when Wait does not watch for the end of Run, and when attempt does not offer what it was stopped at.
 func TestStopAnswersWaiters(t *testing.T) {
 	t.Parallel()
 	l := openCommands(t, CommandsConfig{Send: func(ctx context.Context, _ Command, _ int) (Answer, error) {
@@ -443,6 +443,16 @@ func TestStopAnswersWaiters(t *testing.T) {
 	if _, _, err := l.Accept(t.Context(), Command{Key: "k2", Type: "pay"}); !errors.As(err, &closed) || closed.Reason != Closed {
 		t.Errorf("accept after the end: %v", err)
 	}
+	stop = run(t, l) // again
+	for l.Stats().Sending == 0 {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-t.Context().Done():
+			t.Fatal("never sent again")
+		}
+	}
+	accept(t, l, Command{Key: "k3", Type: "pay"})
+	stop()
 }
 
 // Keys that come again while their answers are forgotten are known or new, never lost, and nothing is left

@@ -14,8 +14,13 @@ import (
 )
 
 // Run sends commands until ctx ends, or the store fails. What is at the data server then may go on for
-// StopTimeout. It returns ctx's cause once every attempt has ended. Run it once.
+// StopTimeout. It returns ctx's cause once every attempt has ended. It may then be called again.
 func (l *Commands) Run(ctx context.Context) error {
+	l.mu.Lock()
+	if l.mu.stopped {
+		l.mu.stopped, l.mu.ended = false, make(chan struct{})
+	}
+	l.mu.Unlock()
 	life, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abort(nil)
 	group, ctx := errgroup.WithContext(ctx)
@@ -34,7 +39,7 @@ func (l *Commands) Run(ctx context.Context) error {
 	err := group.Wait()
 	l.mu.Lock()
 	l.mu.stopped = true
-	close(l.stopped)
+	close(l.mu.ended)
 	l.mu.Unlock()
 	return err
 }
@@ -84,10 +89,11 @@ func (l *Commands) attempt(life context.Context, e *entry) error {
 	case err == nil:
 		rec.State, rec.Answer, rec.Error = Answered, &answer, ""
 		return l.finish(e, rec)
-	case life.Err() != nil: // not the data server's fault; the next process tries again
+	case life.Err() != nil: // not the data server's fault; the next Run tries again, or the next process
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.landLocked(e)
+		l.offerLocked(e.lane)
 		return nil
 	}
 	return l.failed(life, e, rec, err)

@@ -93,6 +93,13 @@ func (q *Queue) Close() {
 	q.changeLocked()
 }
 
+// Open lets a closed queue take tickets again.
+func (q *Queue) Open() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.mu.closed = false
+}
+
 // Len returns how many tickets are in the queue.
 func (q *Queue) Len() int {
 	q.mu.Lock()

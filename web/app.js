@@ -467,6 +467,34 @@ function ask(box) {
   });
 }
 
+// ---- the commands that clients sent
+
+// showInbox asks for the commands that are not over. A migration that takes none is asked once.
+async function showInbox() {
+  const mine = current;
+  if (!mine.status || mine.noInbox || document.hidden || document.body.classList.contains("stale")) return;
+  const path = `v1/migrations/${encodeURIComponent(mine.name)}/commands`;
+  const list = await call("GET", `${path}?limit=21`).catch(() => null);
+  if (current !== mine || !list) return;
+  mine.noInbox = !list.taken;
+  $("inbox-card").hidden = !list.taken;
+  const made = JSON.stringify(list.commands);
+  if (mine.made.get("inbox") === made) return;
+  mine.made.set("inbox", made);
+  const rows = list.commands.slice(0, 20).map((c) => h("tr", {},
+    h("td", {}, c.key, c.error ? h("p.soft", {}, c.error) : ""), h("td", {}, c.type), h("td", {}, c.order || "–"),
+    h("td", {}, icon(c.state === "dead" ? "bad" : "wait"), c.state, " ", age(c.accepted)),
+    h("td", {}, c.state === "dead" ? inboxButton(`${path}/${encodeURIComponent(c.key)}/requeue`, "Send again", c.key) : "")));
+  $("inbox").replaceChildren(rows.length ? h("table", {}, h("thead", {}, h("tr", {}, ["Key", "Type", "Order", "State", ""].map((t) => h("th", {}, t)))), h("tbody", {}, rows)) :
+    h("p", {}, "None wait."), list.commands.length > 20 ? h("p.soft", {}, "And more: ficus commands list") : "");
+}
+
+function inboxButton(path, label, key) {
+  const button = h("button", { type: "button", "aria-label": `${label}: ${key}` }, label);
+  button.addEventListener("click", () => call("POST", path, {}).then(showInbox, (problem) => answer(problem.message, true)));
+  return button;
+}
+
 // ---- the connection
 
 const headers = () => {
@@ -521,6 +549,7 @@ async function follow(name) {
   const mine = current = fresh();
   mine.name = name;
   $("events").replaceChildren();
+  $("inbox-card").hidden = true;
   answer("");
   for (let wait = 500; current === mine; wait = Math.min(wait * 2, 5000)) {
     try {
@@ -625,6 +654,7 @@ function start() {
   $("actor").addEventListener("change", () => localStorage.setItem("actor", $("actor").value.trim()));
   addEventListener("hashchange", begin);
   setInterval(() => { tick(); sample(); }, 1000);
+  setInterval(showInbox, 3000);
   setInterval(begin, 10e3); // others may have started a migration
   call("GET", "healthz").then((health) => { $("version").textContent = `Ficus ${health.version}`; }, () => {});
   begin();

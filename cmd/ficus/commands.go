@@ -44,10 +44,14 @@ func (a *app) commandsListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := c.ListCommands(cmd.Context(), args[0], r)
+			answer, err := c.ListCommands(cmd.Context(), args[0], r)
+			if err == nil && !answer.Taken {
+				err = noCommands(args[0])
+			}
 			if err != nil {
 				return err
 			}
+			list := answer.Commands
 			if a.json {
 				for _, e := range list {
 					a.line("command", fields(e), "")
@@ -146,7 +150,7 @@ func (a *app) commandsChangeCommand(verb, short string, change func(*api.Client,
 				if err != nil {
 					return err
 				}
-				for _, e := range list {
+				for _, e := range list.Commands {
 					keys = append(keys, e.Key)
 				}
 			}
@@ -171,9 +175,13 @@ func (m *manager) commands(name string) (*buffer.Commands, error) {
 		return nil, err
 	}
 	if e.door == nil || e.door.Commands() == nil {
-		return nil, hint.Wrap(fmt.Errorf("commands of %s: it takes none: %w", name, api.ErrNotFound), "router.type: http with router.http.commands takes them")
+		return nil, noCommands(name)
 	}
 	return e.door.Commands(), nil
+}
+
+func noCommands(name string) error {
+	return hint.Wrap(fmt.Errorf("commands of %s: %w", name, api.ErrNoCommands), "router.type: http with router.http.commands takes them")
 }
 
 // ListCommands implements [api.Commander].

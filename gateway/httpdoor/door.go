@@ -49,6 +49,7 @@ type Door struct {
 	shadows   chan shadow
 	tls       *tls.Config
 	listening chan struct{}
+	opened    func() // closes listening
 	seed      maphash.Seed
 	count     counters
 
@@ -129,6 +130,7 @@ func New(cfg Config) (*Door, error) {
 		},
 	}
 	d.other.Reads = 100
+	d.opened = sync.OnceFunc(func() { close(d.listening) })
 	d.mu.owner, d.mu.epoch = cfg.Owner, cfg.Epoch
 	if d.mux, d.routes, err = cfg.routes(); err != nil {
 		return nil, err
@@ -148,7 +150,7 @@ func New(cfg Config) (*Door, error) {
 	return d, nil
 }
 
-// Listening is closed once the port is open.
+// Listening is closed once the port was open.
 func (d *Door) Listening() <-chan struct{} { return d.listening }
 
 // Addr returns the door's address, nil before it is open.
@@ -190,8 +192,9 @@ func (d *Door) Used() bool {
 }
 
 // Run serves clients and sends commands until ctx ends. Requests may then go on for StopTimeout. It returns
-// ctx's cause once all have ended. Run it once.
+// ctx's cause once all have ended. It may then be called again.
 func (d *Door) Run(ctx context.Context) error {
+	d.queue.Open()
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", d.cfg.Listen)
 	if err != nil {
 		return hint.Wrap(fmt.Errorf("open the HTTP door: %w", err), "choose another address, or stop what listens there")
@@ -223,7 +226,7 @@ func (d *Door) Run(ctx context.Context) error {
 		}
 		return context.Cause(gctx)
 	})
-	close(d.listening)
+	d.opened()
 	err = group.Wait()
 	d.transport.CloseIdleConnections()
 	return err

@@ -43,6 +43,9 @@ func TestWhereRequestsGo(t *testing.T) {
 			t.Errorf("%s went to the %s, want the %s", request, got, want)
 		}
 	}
+	if o := do(t, c, http.MethodGet, url+"/x", "", "Connection", "Upgrade", "Upgrade", "websocket"); o.header.Get("Served-By") != "source" {
+		t.Errorf("an upgrade went to the %s", o.header.Get("Served-By"))
+	}
 	away := 0
 	for range 200 {
 		if by(http.MethodGet, "/half/7") == "target" {
@@ -58,7 +61,7 @@ func TestWhereRequestsGo(t *testing.T) {
 	if got := by(http.MethodPost, "/x") + by(http.MethodGet, "/never/y"); got != "targettarget" {
 		t.Errorf("after the change of owner: %s", got)
 	}
-	if s := d.Stats(); s.Reads != 206 || s.Writes != 4+1 || s.Refused != 0 {
+	if s := d.Stats(); s.Reads != 207 || s.Writes != 4+1 || s.Refused != 0 {
 		t.Errorf("figures: %+v", s)
 	}
 }
@@ -142,8 +145,8 @@ func TestServerAway(t *testing.T) {
 }
 
 // Clients write while the owner changes again and again. None fails, none reaches a data server that
-// does not own, and when Hold returns nothing is at work. It fails when begin does not look for a hold,
-// when Hold does not wait for writes in flight, and when Release leaves the owner as it was.
+// does not own, and when Hold returns nothing is at work. It fails when Hold does not wait for writes in
+// flight, and when Release leaves the owner as it was.
 func TestWritesWhileTheOwnerChanges(t *testing.T) {
 	t.Parallel()
 	a, b := twoServers(t)
@@ -206,13 +209,17 @@ func TestWritesWhileTheOwnerChanges(t *testing.T) {
 	}
 }
 
-// Who waits for too long, or finds too many waiting, is told that nothing was done; reads are not held.
+// Who waits for too long, or finds too many waiting, is told that nothing was done; reads are not held. It
+// fails when begin does not look for a hold: one may come between the queue and it.
 func TestHeldForTooLong(t *testing.T) {
 	t.Parallel()
 	a, b := twoServers(t)
 	d, url := open(t, a, b, func(c *Config) { c.HoldTimeout, c.MaxHeld = 300*time.Millisecond, 1 })
 	if err := d.Hold(t.Context(), 2); err != nil {
 		t.Fatal(err)
+	}
+	if _, ok := d.begin(); ok {
+		t.Error("a write begins under the hold")
 	}
 	c := client(t)
 	waiting := make(chan outcome, 1)
@@ -288,6 +295,43 @@ func TestEpochs(t *testing.T) {
 	}
 	if o := do(t, c, http.MethodPost, url+"/x", "{}"); o.header.Get("Served-By") != "target" {
 		t.Errorf("the next write: %+v", o)
+	}
+}
+
+// A door that was stopped is opened again, as after a migration that failed was resumed. It fails when Run
+// leaves the queue closed.
+func TestRunAgain(t *testing.T) {
+	t.Parallel()
+	a, b := twoServers(t)
+	cfg := Config{Listen: "127.0.0.1:0", Owner: oldSide, Servers: map[Backend]string{oldSide: a.http.URL, newSide: b.http.URL}}
+	withCommands(t, nil)(&cfg)
+	d, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := client(t)
+	for round := range 2 {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- d.Run(ctx) }()
+		<-d.Listening()
+		var url string
+		eventually(t, "the door to answer", func() bool {
+			url = "http://" + d.Addr().String()
+			_, err := try(t.Context(), c, http.MethodGet, url+"/x", "")
+			return err == nil
+		})
+		if o := do(t, c, http.MethodPost, url+"/x", "{}"); o.status != http.StatusOK {
+			t.Errorf("round %d: write: %+v", round, o)
+		}
+		if o := post(t, c, url, fmt.Sprintf(`{"key":"%d","type":"x"}`, round), "Prefer", "wait=20"); o.status != http.StatusCreated {
+			t.Errorf("round %d: command: %+v", round, o)
+		}
+		c.CloseIdleConnections()
+		cancel(errEnough)
+		if err := <-ended; !errors.Is(err, errEnough) {
+			t.Errorf("round %d ended with %v", round, err)
+		}
 	}
 }
 

@@ -73,8 +73,8 @@ func startDoor(t *testing.T, dir, server string) (*exec.Cmd, string) {
 // and fails. What was acknowledged is done once, each line in its order, and the same key gets the same
 // answer, whichever process gives it.
 //
-// It fails when Accept returns before the command is durable (Bucket.Update without a sync survives: a
-// killed process loses no page cache; buffer.TestCrashes is for that), and when load forgets commands.
+// It fails when load forgets commands. That Accept syncs is buffer.TestCrashes' to show: a killed process
+// loses nothing that it has written.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	server, _ := twoServers(t)

@@ -52,6 +52,10 @@ func (d *Door) read(w http.ResponseWriter, r *http.Request, rt *route) {
 	d.mu.Unlock()
 	d.count.reads.Add(1)
 	way, shadowed := d.to(owner), other
+	if r.Header.Get("Upgrade") != "" { // a WebSocket writes, too
+		d.pass(w, r, way, nil)
+		return
+	}
 	if other != "" && d.number(r) < float64(percent) {
 		d.count.readsAway.Add(1)
 		way, shadowed = d.toFirst(other, owner), owner
