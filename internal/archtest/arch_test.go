@@ -161,7 +161,7 @@ func TestNoTestCodeInProduction(t *testing.T) {
 		if testOnly(p.name()) {
 			continue
 		}
-		for _, path := range []string{"testing", "github.com/ory/dockertest/v3", "github.com/google/go-cmp/cmp", "go.uber.org/goleak"} {
+		for _, path := range []string{"testing", "github.com/ory/dockertest/v3", "github.com/google/go-cmp/cmp", "go.uber.org/goleak", "github.com/lib/pq"} {
 			if slices.Contains(p.Imports, path) {
 				t.Errorf("%s imports %s", p.name(), path)
 			}
