@@ -46,6 +46,7 @@ type borrower struct {
 		known   map[string]known
 		kept    int  // bytes of known
 		broken  bool // the server is gone; the client has been told
+		ending  bool // the client's goroutine ends, and tells the client why
 		hold    *hold
 		waiting context.CancelCauseFunc
 	}
@@ -87,16 +88,19 @@ func (s *borrower) run(life context.Context) {
 	}
 }
 
-// hangUp ends a server session in the middle of a transaction: the server then rolls back.
+// hangUp ends a server session in the middle of a transaction: what was sent last is still carried out,
+// then the server rolls back.
 func (s *borrower) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.mu.ending = true
 	if s.mu.srv == nil {
 		return
 	}
 	_ = s.mu.srv.conn.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = s.mu.srv.conn.Write(appendMessage(nil, &pgproto3.Terminate{}))
-	_ = s.mu.srv.conn.SetReadDeadline(time.Now().Add(time.Second))
+	_ = s.mu.srv.conn.SetReadDeadline(time.Now().Add(s.g.cfg.MoveTimeout))
+	_ = s.client.SetWriteDeadline(time.Now().Add(time.Second)) // one that does not read keeps nobody
 }
 
 func (s *borrower) upstream(ctx context.Context) error {

@@ -74,9 +74,14 @@ func (s *borrower) over(ctx context.Context, srv *shared) bool {
 // lose ends a server session that broke, and the client with it.
 func (s *borrower) lose(srv *shared, say bool) {
 	s.mu.Lock()
+	ending := s.mu.ending
 	s.mu.broken, s.mu.srv = true, nil
 	s.leaveHoldLocked()
 	s.mu.Unlock()
+	if ending { // run has the last word
+		s.g.pool.discard(srv)
+		return
+	}
 	if say {
 		r := refusal{fatal: true, code: "08006", message: "the server closed the connection unexpectedly"}
 		_ = s.client.SetWriteDeadline(time.Now().Add(time.Second))
@@ -143,14 +148,12 @@ func (s *borrower) hear(srv *shared, typ byte) (drop bool, err error) {
 			srv.out.buf[srv.out.pos] = msgParseComplete
 		}
 		return what == swallow, nil
-	case msgError:
-		s.undoLocked()
 	case msgComplete:
 		if bytes.HasPrefix(body, []byte("DEALLOCATE ALL")) || bytes.HasPrefix(body, []byte("DISCARD ALL")) {
 			s.forgottenLocked()
 		}
 	case msgReady:
-		s.undoLocked()
+		s.undoLocked() // after an error; else nothing is left
 		if len(s.mu.expect) > 0 {
 			s.mu.expect = s.mu.expect[1:]
 		}

@@ -24,7 +24,7 @@ func pooled(servers int) func(*Config) {
 
 // Many clients share few server sessions, each with statements of its own that have the same names.
 // Breaks that it catches: a statement looked up under the client's name, one not made on the next
-// server session, an answer of ours passed on.
+// server session.
 func TestPooledStatements(t *testing.T) {
 	t.Parallel()
 	b := start(t, pooled(2))

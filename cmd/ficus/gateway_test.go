@@ -15,8 +15,6 @@ import (
 
 // TestGatewayProcess takes a database through a migration behind a gateway that was there before and is
 // there afterwards, with a change of the gateway's process in between. pgbench notices nothing.
-// Breaks that it catches: a gateway that the migration does not hold, one that does not find the owner
-// when it starts, doors that are closed before they are handed over.
 func TestGatewayProcess(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
