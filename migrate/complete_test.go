@@ -20,7 +20,7 @@ func TestCompleteIsRefused(t *testing.T) {
 		b.start(t)
 		b.reach(t, Promoted)
 		time.Sleep(5 * time.Second) // for a lag sample
-		if v := b.Status().Rollback; !v.Safe || v.Until.Sub(time.Now()).Round(time.Hour) != 72*time.Hour {
+		if v := b.Status().Rollback; !v.Safe || time.Until(v.Until).Round(time.Hour) != 72*time.Hour {
 			t.Errorf("verdict: %+v", v)
 		}
 		b.Foreign("psql wrote to public.t on the source")

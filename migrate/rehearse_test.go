@@ -1,9 +1,11 @@
 package migrate
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
+	"time"
 )
 
 // TestRehearsal: everything up to the point of no return is done and taken back, what it cost is told,
@@ -60,12 +62,17 @@ func TestRehearsedAgain(t *testing.T) {
 		for range 2 {
 			b := newBench(t, t.w, rehearse)
 			b.start(t)
-			if _, err := b.Rehearsed(t.Context()); err != nil {
+			soon, cancel := context.WithTimeout(t.Context(), time.Hour)
+			_, err := b.Rehearsed(soon)
+			cancel()
+			if err != nil {
 				t.Fatal(err)
 			}
 			b.waitsFor(t, string(Promote))
 			b.stop(stopped)
-			<-b.done
+			if err := <-b.done; !errors.Is(err, stopped) {
+				t.Errorf("stopped: %v", err)
+			}
 		}
 		b := newBench(t, t.w, nil)
 		b.start(t)

@@ -43,12 +43,10 @@ const (
 
 	// The sessions that do the driver's work share a second lock; see Enlist.
 	joinWork  = `SELECT pg_advisory_lock_shared(hashtext('ficus'), hashtext('work'))`
-	stopWork  = `SELECT pg_advisory_xact_lock(hashtext('ficus'), hashtext('work'))`
-	endOthers = `
-		SELECT count(pg_terminate_backend(pid)) FROM pg_locks
-		WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND pid <> pg_backend_pid()
-		AND classid = (hashtext('ficus')::bigint & 4294967295)::oid AND objid = (hashtext('work')::bigint & 4294967295)::oid
-		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+	takeWork  = `SELECT pg_advisory_xact_lock(hashtext('ficus'), hashtext('work'))`
+	endOthers = `SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE pid <> pg_backend_pid() AND granted AND ` + ofWork
+	ofWork    = `locktype = 'advisory' AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND classid = (hashtext('ficus')::bigint & 4294967295)::oid AND objid = (hashtext('work')::bigint & 4294967295)::oid`
 
 	// beat is how often the session of a claim is asked whether it is alive, beatTimeout how long it
 	// may take to answer.
@@ -131,7 +129,7 @@ func (c *claim) succeed(ctx context.Context, tx pgx.Tx, last string) error {
 	if last == "" {
 		// What a process that is gone, or was cut off, has at work here ends first. A session that comes
 		// later waits for our token, and is refused because of it.
-		for _, sql := range []string{driverSQL, endOthers, stopWork} {
+		for _, sql := range []string{driverSQL, endOthers, takeWork} {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err
 			}

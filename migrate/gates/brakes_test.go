@@ -24,8 +24,6 @@ func looked(t *testing.T, b migrate.Brake, want string) {
 
 // TestBrakes: sessions that run statements count, idle ones and our own do not; a query decides by its first
 // column and gives the reason in its second; servers without standbys have no lag.
-//
-// It fails when idle sessions count.
 func TestBrakes(t *testing.T) {
 	t.Parallel()
 	db := pgtest.DB(t)
