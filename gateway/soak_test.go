@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"os"
@@ -53,20 +52,20 @@ func soak(t *testing.T, pooling Pooling, clients int, every, lasts time.Duration
 	for _, db := range b.dbs {
 		db.Exec(t, "CREATE TABLE written (client int, n int)")
 	}
-	until, over := context.WithTimeout(t.Context(), lasts)
-	defer over()
+	until := make(chan struct{})
+	time.AfterFunc(lasts, func() { close(until) })
 	wrote := make([]int, clients)
 	var wg sync.WaitGroup
 	for i := range clients {
 		conn := b.client(t, b.Addr(), "")
-		wg.Go(func() { wrote[i] = write(until.Done(), t, conn, i) })
+		wg.Go(func() { wrote[i] = write(t, until, conn, i) })
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	flips := 0
 	for running := true; running; {
 		select {
-		case <-until.Done():
+		case <-until:
 			running = false
 		case <-tick.C:
 			flips++
@@ -90,7 +89,7 @@ func soak(t *testing.T, pooling Pooling, clients int, every, lasts time.Duration
 }
 
 // write writes in three ways by turns until it is told to stop, and returns how often.
-func write(until <-chan struct{}, t *testing.T, conn *pgx.Conn, client int) (n int) {
+func write(t *testing.T, until <-chan struct{}, conn *pgx.Conn, client int) (n int) {
 	t.Helper()
 	for ; ; n++ {
 		select {

@@ -218,12 +218,12 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	storm, calm := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	var calm atomic.Bool
 	var came atomic.Int64
 	for range 4 {
 		wg.Go(func() {
-			for storm.Err() == nil {
+			for !calm.Load() {
 				conn, err := pgx.Connect(t.Context(), fmt.Sprintf("postgres://postgres@%s/%s?sslmode=disable", old.Addr(), dbs[source].DSN.Database()))
 				if err != nil {
 					t.Errorf("a client was turned away: %v", err)
@@ -241,7 +241,7 @@ func TestTakeOver(t *testing.T) {
 	}
 	before := came.Load()
 	pgtest.Eventually(t, "clients come to the new process", func() bool { return t.Failed() || came.Load() > before+10 })
-	calm()
+	calm.Store(true)
 	wg.Wait()
 
 	c := NewClient(path)
