@@ -44,11 +44,11 @@ func (l *Commands) Accept(ctx context.Context, c Command) (stands Entry, fresh b
 	if err := c.validate(l.cfg.MaxPayload); err != nil {
 		return Entry{}, false, err
 	}
-	print := c.print()
+	sum := c.print()
 	for {
 		e, mine := l.claim(c.Key)
 		if mine {
-			return l.settle(e, c, print)
+			return l.settle(e, c, sum)
 		}
 		select {
 		case <-e.settled:
@@ -61,7 +61,7 @@ func (l *Commands) Accept(ctx context.Context, c Command) (stands Entry, fresh b
 		if gone {
 			continue
 		}
-		return now, false, l.same(rec, print)
+		return now, false, l.same(rec, sum)
 	}
 }
 
@@ -87,15 +87,15 @@ func (l *Commands) abandon(key string, e *entry) {
 }
 
 // settle finds the claimed key among what is over, or stores its command.
-func (l *Commands) settle(e *entry, c Command, print []byte) (Entry, bool, error) {
+func (l *Commands) settle(e *entry, c Command, sum []byte) (Entry, bool, error) {
 	if rec, ok, err := l.read(c.Key); err != nil || ok {
 		l.abandon(c.Key, e)
 		if err == nil {
-			err = l.same(rec, print)
+			err = l.same(rec, sum)
 		}
 		return rec.Entry, false, err
 	}
-	rec, err := l.enter(e, c, print)
+	rec, err := l.enter(e, c, sum)
 	if err != nil {
 		l.abandon(c.Key, e)
 		return Entry{}, false, err
@@ -117,10 +117,10 @@ func (l *Commands) settle(e *entry, c Command, print []byte) (Entry, bool, error
 }
 
 // same counts a command that came again, and refuses it when it is another one.
-func (l *Commands) same(rec record, print []byte) error {
+func (l *Commands) same(rec record, sum []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !bytes.Equal(rec.Print, print) {
+	if !bytes.Equal(rec.Print, sum) {
 		l.mu.count.mismatched++
 		return ErrMismatch
 	}
@@ -130,11 +130,11 @@ func (l *Commands) same(rec record, print []byte) error {
 
 // enter gives a command its number and its place in line, if there is room. It takes the place before
 // it is durable, so that the line stands in the order of numbers.
-func (l *Commands) enter(e *entry, c Command, print []byte) (record, error) {
+func (l *Commands) enter(e *entry, c Command, sum []byte) (record, error) {
 	now := time.Now().UTC()
 	rec := record{
 		Entry: Entry{Key: c.Key, Order: c.Order, Type: c.Type, State: Waiting, Accepted: now},
-		Print: print, Since: now, Payload: c.size(),
+		Print: sum, Since: now, Payload: c.size(),
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

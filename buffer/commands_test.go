@@ -469,11 +469,11 @@ func TestForgetWhileUsed(t *testing.T) {
 		work.Go(func() {
 			key := fmt.Sprint(i % 2)
 			for ctx.Err() == nil {
-				if _, _, err := l.Accept(t.Context(), Command{Key: key, Type: "pay"}); err != nil {
+				if _, _, err := l.Accept(context.WithoutCancel(ctx), Command{Key: key, Type: "pay"}); err != nil {
 					t.Errorf("accept: %v", err)
 					return
 				}
-				if _, err := l.Wait(t.Context(), key); err != nil && !errors.Is(err, ErrUnknown) {
+				if _, err := l.Wait(context.WithoutCancel(ctx), key); err != nil && !errors.Is(err, ErrUnknown) {
 					t.Errorf("wait: %v", err)
 					return
 				}

@@ -188,11 +188,12 @@ func (l *Commands) landLocked(e *entry) {
 // lanesByTime is a heap of delayed lanes, the first due in front.
 type lanesByTime []*lane
 
-func (h lanesByTime) Len() int           { return len(h) }
-func (h lanesByTime) Less(i, j int) bool { return h[i].after.Before(h[j].after) }
-func (h lanesByTime) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].at, h[j].at = i, j
+func (h *lanesByTime) Len() int           { return len(*h) }
+func (h *lanesByTime) Less(i, j int) bool { return (*h)[i].after.Before((*h)[j].after) }
+func (h *lanesByTime) Swap(i, j int) {
+	s := *h
+	s[i], s[j] = s[j], s[i]
+	s[i].at, s[j].at = i, j
 }
 
 // Push implements [heap.Interface].

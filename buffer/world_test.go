@@ -230,13 +230,13 @@ func crashes(t *testing.T, rng *rand.Rand) {
 func (c *client) work(ctx context.Context, l *Commands, note func(string, Entry) bool, n int, waits bool) {
 	for len(c.acked) < n {
 		key := fmt.Sprintf("%s-%03d", c.order, len(c.acked))
-		e, _, err := l.Accept(ctx, Command{Key: key, Order: c.order, Type: "count", Payload: []byte(`{"n":1}`)})
+		_, _, err := l.Accept(ctx, Command{Key: key, Order: c.order, Type: "count", Payload: []byte(`{"n":1}`)})
 		if err != nil || !note(key, Entry{}) {
 			return // crashed, or about to
 		}
 		c.acked = append(c.acked, key)
 		if waits || len(c.acked)%7 == 0 {
-			if e, err = l.Wait(ctx, key); err != nil || !note(key, e) {
+			if e, err := l.Wait(ctx, key); err != nil || !note(key, e) {
 				return
 			}
 		}

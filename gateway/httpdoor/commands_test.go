@@ -258,8 +258,7 @@ func TestJudge(t *testing.T) {
 		500: "spent", 501: "spent", 301: "spent", 302: "spent", 308: "spent",
 	} {
 		got := ""
-		var why *buffer.AttemptError
-		if errors.As(judge(&http.Response{StatusCode: status, Header: http.Header{}}), &why) {
+		if why, ok := errors.AsType[*buffer.AttemptError](judge(&http.Response{StatusCode: status, Header: http.Header{}})); ok {
 			got = map[bool]string{true: "spent", false: "again"}[why.Spent]
 		}
 		if got != want {
@@ -267,7 +266,7 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	var why *buffer.AttemptError
-	if err := judge(&http.Response{StatusCode: 409, Header: http.Header{"Retry-After": {"7"}}}); !errors.As(err, &why) || why.After != 7*time.Second || why.Spent {
+	if err := judge(&http.Response{StatusCode: http.StatusConflict, Header: http.Header{"Retry-After": {"7"}}}); !errors.As(err, &why) || why.After != 7*time.Second || why.Spent {
 		t.Errorf("409 with Retry-After: %+v", err)
 	}
 }

@@ -111,7 +111,7 @@ type Call struct {
 	Answer  string // jq program that makes the client's answer out of a body of JSON (default: the body itself)
 }
 
-func (c Config) withDefaults() Config {
+func (c *Config) setDefaults() {
 	c.HoldTimeout = cmp.Or(c.HoldTimeout, 30*time.Second)
 	c.MaxHeld = cmp.Or(c.MaxHeld, 10_000)
 	c.Timeout = cmp.Or(c.Timeout, time.Minute)
@@ -125,12 +125,11 @@ func (c Config) withDefaults() Config {
 	for i, r := range c.Routes {
 		c.Routes[i].Reads = cmp.Or(r.Reads, 100)
 	}
-	return c
 }
 
 // Check says what is wrong with a configuration, as far as that can be told without its command log.
 func Check(c Config) error {
-	c = c.withDefaults()
+	c.setDefaults()
 	servers, err := c.servers()
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -14,8 +15,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"hash/maphash"
 
 	"golang.org/x/sync/errgroup"
 
@@ -111,7 +110,7 @@ type ShadowStats struct {
 
 // New checks cfg, compiles its programs and opens the command log. It opens no port.
 func New(cfg Config) (*Door, error) {
-	cfg = cfg.withDefaults()
+	cfg.setDefaults()
 	servers, err := cfg.servers()
 	if err != nil {
 		return nil, err

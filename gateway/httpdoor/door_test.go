@@ -168,7 +168,7 @@ func TestWritesWhileTheOwnerChanges(t *testing.T) {
 	for range 16 {
 		work.Go(func() {
 			for ctx.Err() == nil {
-				o, err := try(t.Context(), c, http.MethodPost, url+"/orders", `{"n":1}`)
+				o, err := try(context.WithoutCancel(ctx), c, http.MethodPost, url+"/orders", `{"n":1}`)
 				if err != nil || o.status != http.StatusOK {
 					t.Errorf("write: %+v, %v", o, err)
 					return
@@ -204,7 +204,8 @@ func TestWritesWhileTheOwnerChanges(t *testing.T) {
 	if s := d.Stalls(); s.Clients == 0 || s.P50 > s.P99 || s.P99 > s.Max {
 		t.Errorf("stalls: %+v", s)
 	}
-	if s := d.Stats(); s.Writes != written.Load() || s.Held != 0 || s.InFlight != 0 || s.Refused != 0 {
+	eventually(t, "nothing is in flight", func() bool { return d.Stats().InFlight == 0 }) // clients have answers a moment before
+	if s := d.Stats(); s.Writes != written.Load() || s.Held != 0 || s.Refused != 0 {
 		t.Errorf("figures: %+v after %d writes", s, written.Load())
 	}
 }
@@ -270,7 +271,6 @@ func TestEpochs(t *testing.T) {
 	}
 	held := make(chan error, 1)
 	go func() { held <- d.Hold(t.Context(), 5) }()
-	eventually(t, "Hold again", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.mu.hold != nil })
 	for what, err := range map[string]error{
 		"hold":    d.Hold(t.Context(), 4),
 		"release": d.Release(t.Context(), newSide, 4),
@@ -283,7 +283,9 @@ func TestEpochs(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(leave)
-	<-held // released or drained, whichever it saw
+	if err := <-held; err != nil && !errors.Is(err, errReleased) && !errors.Is(err, ErrStale) { // drained, or overtaken sooner or later
+		t.Errorf("hold: %v", err)
+	}
 	if err := d.Hold(t.Context(), 5); !errors.Is(err, ErrStale) {
 		t.Errorf("hold of a released epoch: %v", err)
 	}

@@ -62,7 +62,7 @@ func (d *Door) read(w http.ResponseWriter, r *http.Request, rt *route) {
 	}
 	var look func(*http.Response)
 	if other != "" && r.Method == http.MethodGet && rt.Shadow > 0 && rand.Float64()*100 < float64(rt.Shadow) {
-		look = d.watch(r, rt, shadowed)
+		look = d.watch(r, rt, shadowed) //nolint:bodyclose // it only looks: the proxy closes
 	}
 	d.pass(w, r, way, look)
 }

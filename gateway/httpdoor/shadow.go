@@ -149,9 +149,9 @@ func (d *Door) compare(ctx context.Context, s shadow) {
 			d.count.shadowFailed.Add(1)
 			return
 		}
-		fields, comparable := s.route.differ(ctx, &mine, &theirs)
+		fields, told := s.route.differ(ctx, &mine, &theirs)
 		switch {
-		case !comparable:
+		case !told:
 			d.count.skipped.Add(1)
 			return
 		case len(fields) == 0 && attempt == 0:
@@ -235,8 +235,8 @@ func masquerade(u *url.URL) string {
 	return u.Path + "?" + strings.Join(names, "&")
 }
 
-// differ names the fields in which two responses differ; comparable is false when that cannot be told.
-func (rt *route) differ(ctx context.Context, a, b *response) (fields []string, comparable bool) {
+// differ names the fields in which two responses differ; told is false when that cannot be told.
+func (rt *route) differ(ctx context.Context, a, b *response) (fields []string, told bool) {
 	if a.status != b.status {
 		return []string{"status"}, true
 	}
