@@ -18,13 +18,13 @@ import (
 // Failures of other tools that cost data or hours, each acted out on real databases. The whole list is in
 // docs/known-failures-of-others.md.
 
-// switched starts a migration of public.t that stops at following.
-func switched(t *testing.T, source, target *pgtest.Database) *migration {
+// switched starts a migration of public.t that stops at following, with the given budgets of a promotion.
+func switched(t *testing.T, source, target *pgtest.Database, budgets string) *migration {
 	t.Helper()
 	m := &migration{t: t, dir: t.TempDir(), name: nameFor(source), source: source, target: target}
 	m.gateway, m.api = freeAddrs(t)
 	file := filepath.Join(t.TempDir(), "book.yaml")
-	text := fmt.Sprintf("name: %s\nuntil: following\nfollow: {ack: applied}\ngates: {approval: false, lag_window: 1s, max_lag: 1GB}\npromote: {reads: [], fence_budget: 1s}\nrouter: {type: gateway, listen: %q}\n", m.name, m.gateway)
+	text := fmt.Sprintf("name: %s\nuntil: following\nfollow: {ack: applied}\ngates: {approval: false, lag_window: 1s, max_lag: 1GB}\npromote: {reads: [], %s}\nrouter: {type: gateway, listen: %q}\n", m.name, budgets, m.gateway)
 	must(t, os.WriteFile(file, []byte(text), 0o600))
 	m.args = []string{"run", "-f", file, "--source", source.URL, "--target", target.URL, "--listen", m.api}
 	m.start()
@@ -34,12 +34,13 @@ func switched(t *testing.T, source, target *pgtest.Database) *migration {
 
 // TestUndoneRollbackKeepsTheWayBack: a rollback that a session on the owner holds up takes itself back. The
 // owner takes writes again, the old database follows on, and the rollback is still to be had. In Vitess a
-// failed ReverseTraffic deleted the workflow (#14276), and a failed switch left both sides denied (#17326).
+// failed ReverseTraffic deleted the workflow (#14276), and a failed switch left both sides denied (#17326). It was seen to fail
+// with an undo that leaves the gate closed.
 func TestUndoneRollbackKeepsTheWayBack(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
 	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY); INSERT INTO public.t SELECT generate_series(1, 100)`)
-	m := switched(t, source, target)
+	m := switched(t, source, target, `fence_budget: 1s`)
 	m.drive("promote", "--wait")
 
 	busy, err := target.Conn(t).Begin(t.Context())
@@ -48,8 +49,9 @@ func TestUndoneRollbackKeepsTheWayBack(t *testing.T) {
 	must(t, err)
 	m.drive("rollback")
 	m.phase(migrate.Promoted, "undone: wait-writers")
+	app := target.Conn(t)
 	pgtest.Eventually(t, "the owner to take writes", func() bool {
-		_, err := target.Conn(t).Exec(t.Context(), `INSERT INTO public.t VALUES (201) ON CONFLICT DO NOTHING`)
+		_, err := app.Exec(t.Context(), `INSERT INTO public.t VALUES (201) ON CONFLICT DO NOTHING`)
 		return err == nil
 	})
 	pgtest.Eventually(t, "the old database to follow", func() bool { return source.Int(t, `SELECT count(*) FROM public.t WHERE id = 201`) == 1 })
@@ -84,7 +86,7 @@ func TestCancelByAnotherProcess(t *testing.T) {
 	t.Parallel()
 	source, target, second := pgtest.DB(t), pgtest.DB(t), pgtest.DB(t)
 	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY); INSERT INTO public.t SELECT generate_series(1, 100)`)
-	m := switched(t, source, target)
+	m := switched(t, source, target, `fence_budget: 1s`)
 	freeze, err := target.Conn(t).Begin(t.Context())
 	must(t, err)
 	_, err = freeze.Exec(t.Context(), `LOCK TABLE ficus.driver IN EXCLUSIVE MODE`)
@@ -108,7 +110,7 @@ func TestCancelByAnotherProcess(t *testing.T) {
 	nothingLeft(t, target)
 	source.Exec(t, `INSERT INTO public.t VALUES (201)`)
 
-	again := switched(t, source, second)
+	again := switched(t, source, second, `fence_budget: 1s`)
 	again.drive("promote", "--wait")
 	second.Exec(t, `INSERT INTO public.t VALUES (202)`)
 	if n := second.Int(t, `SELECT count(*) FROM public.t`); n != 102 {
@@ -122,7 +124,7 @@ func TestBackupsStandInNobodysWay(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
 	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY); INSERT INTO public.t SELECT generate_series(1, 100)`)
-	m := switched(t, source, target)
+	m := switched(t, source, target, `fence_budget: 1s`)
 	var backups []pgx.Tx
 	for _, db := range []*pgtest.Database{source, target} {
 		tx, err := db.Conn(t).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
@@ -157,7 +159,7 @@ func TestHelperTablesVanish(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
 	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY); INSERT INTO public.t SELECT generate_series(1, 100)`)
-	m := switched(t, source, target)
+	m := switched(t, source, target, `fence_budget: 1s`)
 	target.Exec(t, `DROP SCHEMA ficus CASCADE`)
 	source.Exec(t, `INSERT INTO public.t VALUES (101)`)
 	if l := m.line("phase", map[string]any{"phase": "failed"}); !strings.Contains(fmt.Sprint(l["message"]), "ficus.progress") {
@@ -173,7 +175,7 @@ func TestZeroLagIsNotDrained(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
 	source.Exec(t, `CREATE TABLE public.t (id int PRIMARY KEY)`)
-	m := switched(t, source, target)
+	m := switched(t, source, target, `fence_budget: 1m, drain_budget: 1m, proof_budget: 1m`)
 	large, err := source.Conn(t).Begin(t.Context())
 	must(t, err)
 	m.drive("promote")
