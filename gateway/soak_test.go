@@ -52,12 +52,15 @@ func soak(t *testing.T, pooling Pooling, clients int, every, lasts time.Duration
 	for _, db := range b.dbs {
 		db.Exec(t, "CREATE TABLE written (client int, n int)")
 	}
+	conns := make([]*pgx.Conn, clients)
+	for i := range conns {
+		conns[i] = b.client(t, b.Addr(), "")
+	}
 	until := make(chan struct{})
 	time.AfterFunc(lasts, func() { close(until) })
 	wrote := make([]int, clients)
 	var wg sync.WaitGroup
-	for i := range clients {
-		conn := b.client(t, b.Addr(), "")
+	for i, conn := range conns {
 		wg.Go(func() { wrote[i] = write(t, until, conn, i) })
 	}
 	tick := time.NewTicker(every)
