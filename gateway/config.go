@@ -144,7 +144,7 @@ func (c Config) validate() error {
 	default:
 		return hint.Wrap(fmt.Errorf("gateway: pooling %q is not known", c.Pooling), "it is session or transaction")
 	}
-	if err := errors.Join(c.Reads.validate(), c.Shadow.validate(c.Reads)); err != nil {
+	if err := c.validateReads(); err != nil {
 		return err
 	}
 	if c.Listen == "" {

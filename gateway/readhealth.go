@@ -111,7 +111,7 @@ func (r *reads) stepped(from, to int) {
 
 // serveReads does what the read-only door needs beside its sessions.
 func (g *Gateway) serveReads(ctx context.Context) error {
-	defer g.reads.pos.close()
+	defer g.reads.pos.close(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.watchReads(ctx) })
 	if g.cfg.Shadow.Share > 0 {
@@ -151,7 +151,7 @@ func (g *Gateway) watchReads(ctx context.Context) error {
 }
 
 // judge says what is wrong with reads on the other backend, compared with the owner's.
-func (c *Reads) judge(owner, other ReadMeter) error {
+func (c Reads) judge(owner, other ReadMeter) error {
 	if other.Reads < int64(c.MinReads) {
 		return nil
 	}

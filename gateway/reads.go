@@ -91,8 +91,17 @@ func (c Reads) validate() error {
 	return nil
 }
 
+// validateReads checks what is said of reads and shadow reads.
+func (c Config) validateReads() error {
+	kept := c.Reads.By == ByTransaction || c.Shadow.Share > 0 || c.Reads.YourWrites != "" && c.Reads.YourWrites != SeeLater
+	if kept && c.Pooling == TransactionPooling {
+		return errors.New("gateway: reads by transaction, after writes, and shadow reads need a server session per client: they do not go with pooled transactions")
+	}
+	return errors.Join(c.Reads.validate(), c.Shadow.validate(c.Reads))
+}
+
 // door returns the door that a session goes through, having come to d.
-func (c *Reads) door(d door, who *identity) door {
+func (c Reads) door(d door, who *identity) door {
 	if named(c.Users, who.user) || named(c.Applications, who.params["application_name"]) {
 		return readOnly
 	}
@@ -232,7 +241,7 @@ func (s *session) recall(to Backend) (done bool, err error) {
 	_, err = c.spare.srv.exchange(appendMessage(nil, &pgproto3.Sync{}), s.g.cfg.MoveTimeout, func([][]byte) {})
 	if err != nil { // it ended meanwhile, by a time-out of its own perhaps
 		s.discardSpare()
-		return false, nil
+		return false, nil //nolint:nilerr // prepare makes another one
 	}
 	s.discardReady()
 	s.ready, c.spare = &prepared{c.spare.srv, st}, nil
@@ -338,7 +347,7 @@ func (p *positions) put(ctx context.Context, owner Backend, r *round) {
 
 func (p *positions) query(ctx context.Context, owner Backend) (at change.LSN, err error) {
 	if p.conn != nil && (p.backend != owner || p.conn.IsClosed()) {
-		p.closeConn()
+		p.closeConn(ctx)
 	}
 	if p.conn == nil {
 		dsn := p.cfg.Backends[owner]
@@ -351,7 +360,7 @@ func (p *positions) query(ctx context.Context, owner Backend) (at change.LSN, er
 	var text string
 	if err := p.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text); err != nil {
 		if pg.Code(err) == "" {
-			p.closeConn()
+			p.closeConn(ctx)
 		}
 		return 0, err
 	}
@@ -359,16 +368,16 @@ func (p *positions) query(ctx context.Context, owner Backend) (at change.LSN, er
 }
 
 // close ends the connection. Nobody may ask any more.
-func (p *positions) close() {
+func (p *positions) close(ctx context.Context) {
 	p.turn <- struct{}{}
-	p.closeConn()
+	p.closeConn(ctx)
 }
 
-func (p *positions) closeConn() {
+func (p *positions) closeConn(ctx context.Context) {
 	if p.conn == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = p.conn.Close(ctx)
 	p.conn = nil

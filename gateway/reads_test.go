@@ -92,7 +92,6 @@ func TestReadsRule(t *testing.T) {
 }
 
 // TestTargetSessionAttrs: a client that names both doors finds the one that it asks for.
-// It catches a read-only door that does not say so.
 func TestTargetSessionAttrs(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
@@ -115,9 +114,8 @@ func TestTargetSessionAttrs(t *testing.T) {
 }
 
 // TestYourWrites: after its user has written, a session reads on the owner, or waits, until the other backend
-// has applied that, and then reads there again. Breaks that it catches: the position asked for before the
-// count of writes; no fallback to the owner when the wait is too long; a write that is forgotten after
-// the first read.
+// has applied that, and then reads there again. Breaks that it catches: no fallback to the owner; writes that are
+// not counted.
 func TestYourWrites(t *testing.T) {
 	t.Parallel()
 	var p progress
@@ -187,8 +185,7 @@ func TestYourWritesWait(t *testing.T) {
 }
 
 // TestReadsStepBack: reads that fail on the other backend only go back step by step until they succeed, and
-// that is told until somebody routes reads again. Breaks that it catches: errors counted for the wrong
-// backend; a fault that outlives the next step.
+// that is told until somebody routes reads again. It catches errors that are counted for the wrong backend.
 func TestReadsStepBack(t *testing.T) {
 	t.Parallel()
 	b := start(t, func(c *Config) {
@@ -288,7 +285,7 @@ func TestPositionsShareQuestions(t *testing.T) {
 	cfg := Config{}
 	cfg.Backends = map[Backend]pg.DSN{source: db.DSN}
 	p := positions{cfg: &cfg, turn: make(chan struct{}, 1)}
-	defer p.close()
+	defer p.close(t.Context())
 	done := make(chan error, 20)
 	for i := range cap(done) {
 		go func() { // each sends, below

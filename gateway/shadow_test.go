@@ -46,8 +46,7 @@ func settled(t *testing.T, b *bench, n int64) ShadowStats {
 
 // TestShadowReads: the same answers on both sides are no mismatch, by either protocol and with statements
 // prepared long before; what is random is noise; a row that differs is found, without its values in what is
-// kept. Breaks that it catches: rows compared in their order without ORDER BY; the second look at the
-// owner left out; columns to be ignored compared.
+// kept.
 func TestShadowReads(t *testing.T) {
 	t.Parallel()
 	b, _ := shadowed(t, nil)
@@ -90,7 +89,7 @@ func TestShadowReads(t *testing.T) {
 }
 
 // TestShadowLeavesOut: what could do harm, or would prove nothing, is not run twice; nor is what the session
-// would see and others not. It catches a write, or a lock, that is run on the other database.
+// would see and others not.
 func TestShadowLeavesOut(t *testing.T) {
 	t.Parallel()
 	b, _ := shadowed(t, nil)

@@ -225,11 +225,8 @@ func (t *tape) again() []byte {
 }
 
 func cutString(b []byte) (string, []byte, bool) {
-	i := bytes.IndexByte(b, 0)
-	if i < 0 {
-		return "", nil, false
-	}
-	return string(b[:i]), b[i+1:], true
+	text, rest, ok := bytes.Cut(b, []byte{0})
+	return string(text), rest, ok
 }
 
 // An answer is what a server said to one read.

@@ -57,6 +57,9 @@ func TestConfigIsChecked(t *testing.T) {
 		"no backend":         func(c *Config) { c.Backends = nil },
 		"empty backend":      func(c *Config) { c.Backends = map[Backend]pg.DSN{source: {}} },
 		"missing users file": func(c *Config) { c.Users = "no/such/file" },
+		"writes of nobody":   func(c *Config) { c.Reads.YourWrites = SeeOwner },
+		"shadow of nobody":   func(c *Config) { c.Shadow.Share = 0.5 },
+		"pooled reads":       func(c *Config) { c.Pooling, c.Reads.By = TransactionPooling, ByTransaction },
 	} {
 		cfg := good
 		change(&cfg)

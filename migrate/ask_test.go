@@ -22,7 +22,11 @@ func TestRouted(t *testing.T) {
 	inWorld(t, func(t bubble) {
 		w := t.w
 		ask := func(c *Config) {
-			c.Router = byHand{c.Router.(router)} //nolint:forcetypeassert // the bench's
+			inner, ok := c.Router.(router)
+			if !ok {
+				t.Fatal("the bench has another router")
+			}
+			c.Router = byHand{inner}
 			c.Settings.AutoApprove = false
 		}
 		b := newBench(t, w, ask)
@@ -46,7 +50,9 @@ func TestRouted(t *testing.T) {
 			t.Errorf("routed twice: %v", err)
 		}
 		b.stop(errors.New("the process ends"))
-		<-b.done
+		if err := <-b.done; err == nil {
+			t.Error("Run returned nothing")
+		}
 		b = newBench(t, w, ask)
 		b.start(t)
 		b.reach(t, Promoted)

@@ -35,7 +35,11 @@ func TestReadFault(t *testing.T) {
 		w := t.w
 		b := newBench(t, w, func(c *Config) {
 			c.Settings.ReadSteps = []int{10, 50, 100}
-			c.Router = seer{c.Router.(router), 50, new(atomic.Int64)} //nolint:forcetypeassert // the bench's
+			inner, ok := c.Router.(router)
+			if !ok {
+				t.Fatal("the bench has another router")
+			}
+			c.Router = seer{inner, 50, new(atomic.Int64)}
 		})
 		b.start(t)
 		ctx := t.Context()

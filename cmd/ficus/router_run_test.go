@@ -17,8 +17,7 @@ import (
 )
 
 // TestPgBouncerRun: an application behind its own PgBouncer writes through a promotion and a rollback; nothing
-// fails, nothing is lost, and each side has what was written while it owned. It fails when the playbook's
-// router is not handed to the engine.
+// fails, nothing is lost, and each side has what was written while it owned.
 func TestPgBouncerRun(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)
@@ -69,7 +68,7 @@ promote: {hold_budget: 60s, fence_budget: 60s, drain_budget: 60s, proof_budget: 
 }
 
 // TestReadsRun: with a link that runs, reads on the other database see what their user has just written, and
-// shadow reads compare until their gate opens. It fails when the link does not say how far it has come.
+// shadow reads compare until their gate opens.
 func TestReadsRun(t *testing.T) {
 	t.Parallel()
 	source, target := pgtest.DB(t), pgtest.DB(t)

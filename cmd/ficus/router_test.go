@@ -17,6 +17,7 @@ import (
 func TestGatewayConforms(t *testing.T) {
 	t.Parallel()
 	routertest.Conform(t, func(t testing.TB) routertest.Subject {
+		t.Helper()
 		_, places := routertest.Databases(t)
 		g, err := gateway.New(gateway.Config{
 			Listen: "127.0.0.1:0", ReadListen: "127.0.0.1:0", Owner: gateway.Backend(migrate.Source), Epoch: 1,

@@ -38,8 +38,8 @@ func openConsole(ctx context.Context, dsn pg.DSN) (*console, error) {
 	return &console{dsn, conn}, nil
 }
 
-func (c *console) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+func (c *console) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = c.conn.Close(ctx)
 }

@@ -10,9 +10,8 @@ import (
 	"github.com/ficus-migrate/ficus/internal/pg"
 )
 
-// TestPointText: of a configuration only host, port and dbname of the one database change. Breaks that it
-// catches: a value with quotes cut at its blank; a comment, or a line of another section, taken for the
-// database's.
+// TestPointText: of a configuration only host, port and dbname of the one database change. It catches a
+// value in quotes that is cut at its blank.
 func TestPointText(t *testing.T) {
 	t.Parallel()
 	place, err := pg.Parse("postgres://u:secret@new.example:6543/sh%20op")
@@ -49,7 +48,7 @@ func TestPointFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	file, link := filepath.Join(dir, "real.ini"), filepath.Join(dir, "link.ini")
-	if err := os.WriteFile(file, []byte("[databases]\nshop = host=a\n"), 0o640); err != nil { //nolint:gosec // the mode is what is looked at
+	if err := os.WriteFile(file, []byte("[databases]\nshop = host=a\n"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink(file, link); err != nil {

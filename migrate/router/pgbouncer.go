@@ -98,7 +98,7 @@ func (r *PgBouncer) pause(ctx context.Context, b Bouncer) error {
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.close(ctx)
 	err = c.run(ctx, "PAUSE "+quoteIdent(b.Database))
 	if err == nil || ctx.Err() == nil {
 		return err
@@ -118,7 +118,7 @@ func (r *PgBouncer) inside(ctx context.Context, b Bouncer) (n int64, err error) 
 	if err != nil {
 		return 0, err
 	}
-	defer c.close()
+	defer c.close(ctx)
 	pools, err := c.pools(ctx, b.Database)
 	return pools.active, err
 }
@@ -215,7 +215,7 @@ func (r *PgBouncer) lead(ctx context.Context, b Bouncer, places map[string]pg.DS
 	if err != nil {
 		return w, err
 	}
-	defer c.close()
+	defer c.close(ctx)
 	rows, err := c.databases(ctx)
 	if err != nil {
 		return w, err
@@ -311,7 +311,7 @@ func (r *PgBouncer) check(ctx context.Context, b Bouncer, stall time.Duration, f
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.close(ctx)
 	rows, err := c.databases(ctx)
 	if err != nil {
 		return err

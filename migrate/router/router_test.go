@@ -64,20 +64,25 @@ func newPgBouncer(t testing.TB, cfg router.PgBouncerConfig) *router.PgBouncer {
 func TestPgBouncer(t *testing.T) {
 	t.Parallel()
 	routertest.Conform(t, func(t testing.TB) routertest.Subject {
+		t.Helper()
 		bs, cfg := bouncers(t, 2, "")
 		return routertest.Subject{
 			Router: newPgBouncer(t, cfg), Guarantees: router.Guarantees(router.KindPgBouncer, router.Options{Bouncers: 2, Reads: true}),
-			Again: func(t testing.TB) migrate.Router { return newPgBouncer(t, cfg) },
+			Again: func(t testing.TB) migrate.Router {
+				t.Helper()
+				return newPgBouncer(t, cfg)
+			},
 			Write: url(bs[0], "shop"), Read: url(bs[1], "shop_ro"),
 		}
 	})
 }
 
 // TestHooks holds the hooks router to what it promises, with webhooks that order a PgBouncer about.
-// Breaks that it catches: an answer's status not looked at; owner and epoch not told.
+// It catches an owner that is not told.
 func TestHooks(t *testing.T) {
 	t.Parallel()
 	routertest.Conform(t, func(t testing.TB) routertest.Subject {
+		t.Helper()
 		bs, cfg := bouncers(t, 1, "")
 		led := newPgBouncer(t, cfg)
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -121,6 +126,7 @@ func TestManual(t *testing.T) {
 	_, places := routertest.Databases(t)
 	start := func(testing.TB) migrate.Router { return &router.Manual{Places: places} }
 	routertest.Conform(t, func(t testing.TB) routertest.Subject {
+		t.Helper()
 		return routertest.Subject{Router: start(t), Guarantees: router.Guarantees(router.KindNone, router.Options{}), Again: start}
 	})
 	asker := start(t).(migrate.Asker)
@@ -253,13 +259,19 @@ func TestPgBouncerCheck(t *testing.T) {
 }
 
 // TestHooksVeto: a hook that refuses or takes too long is an error, with a hint and without the address.
+// It catches an answer whose status is not looked at.
 func TestHooksVeto(t *testing.T) {
 	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "the mesh is being changed", http.StatusConflict)
+	}))
+	t.Cleanup(server.Close)
 	lead := &hooks.Action{Command: []string{"true"}}
 	for want, hold := range map[string]*hooks.Action{
 		"not now":                {Command: []string{"sh", "-c", `echo "not now, $FICUS_ORDER $FICUS_EPOCH"; exit 1`}},
 		"no answer within 100ms": {Command: []string{"sleep", "60"}, Timeout: 100 * time.Millisecond},
 		"connection refused":     {URL: "http://127.0.0.1:1/secret"},
+		"409 Conflict: the mesh": {URL: server.URL + "/secret"},
 	} {
 		r, err := router.NewHooks(router.HooksConfig{Migration: "m", Hold: hold, Release: lead})
 		must(t, err)

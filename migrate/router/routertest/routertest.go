@@ -67,6 +67,7 @@ func (s Subject) gives(name string) bool {
 
 // guarantees: each is said once, with a reason.
 func guarantees(t *testing.T, s Subject) {
+	t.Helper()
 	said := map[string]bool{}
 	for _, g := range s.Guarantees {
 		if said[g.Name] || g.How == "" {
@@ -86,6 +87,7 @@ func guarantees(t *testing.T, s Subject) {
 
 // repeats: every order may be given again, and what makes no sense is refused.
 func repeats(t *testing.T, s Subject) {
+	t.Helper()
 	ctx := t.Context()
 	for range 2 {
 		must(t, s.Router.Hold(ctx, 2))
@@ -103,6 +105,7 @@ func repeats(t *testing.T, s Subject) {
 
 // leads: new and old clients come to the owner.
 func leads(t *testing.T, s Subject) {
+	t.Helper()
 	if s.Write == "" {
 		return
 	}
@@ -118,6 +121,7 @@ func leads(t *testing.T, s Subject) {
 
 // holds: clients that want to begin something wait, and go on with the new owner without an error.
 func holds(t *testing.T, s Subject) {
+	t.Helper()
 	if !s.gives(router.Holds) {
 		return
 	}
@@ -151,6 +155,7 @@ func holds(t *testing.T, s Subject) {
 
 // drains: Hold waits for a transaction in flight, and says so when it may not wait any longer.
 func drains(t *testing.T, s Subject) {
+	t.Helper()
 	if !s.gives(router.Drains) {
 		return
 	}
@@ -179,6 +184,7 @@ func drains(t *testing.T, s Subject) {
 
 // epochs: what is older than the last order is refused.
 func epochs(t *testing.T, s Subject) {
+	t.Helper()
 	ctx := t.Context()
 	must(t, s.Router.Hold(ctx, 4))
 	must(t, s.Router.Release(ctx, migrate.Target, 4))
@@ -197,6 +203,7 @@ func epochs(t *testing.T, s Subject) {
 
 // again: a later process lets those go on whom an earlier one held.
 func again(t *testing.T, s Subject) {
+	t.Helper()
 	if s.Again == nil {
 		return
 	}
@@ -221,6 +228,7 @@ func again(t *testing.T, s Subject) {
 
 // reads: all of them move, and come back, and follow the owner.
 func reads(t *testing.T, s Subject) {
+	t.Helper()
 	if !s.gives(router.Reads) {
 		return
 	}
