@@ -144,7 +144,7 @@ func newReads(cfg *Config) *reads {
 // mark returns the counter of a user's units on the read-write door.
 func (r *reads) mark(user string) *atomic.Int64 {
 	m, _ := r.marks.LoadOrStore(user, new(atomic.Int64))
-	return m.(*atomic.Int64) //nolint:forcetypeassert // nothing else is stored
+	return m.(*atomic.Int64) //nolint:errcheck // nothing else is stored
 }
 
 // A choice is what a session of the read-only door decides about its next transaction. It is upstream's.
