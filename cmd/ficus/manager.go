@@ -304,7 +304,7 @@ func (m *manager) drive(e *engine) {
 			m.log.LogAttrs(ctx, slog.LevelError, "migration failed", slog.String("migration", name), slog.Any("err", err), slog.String("hint", hint.Of(err)))
 		}
 		for {
-			err := e.Run(ctx, failed)
+			err := e.Run(ctx, true, failed)
 			if ctx.Err() != nil || err == nil {
 				return
 			}

@@ -106,7 +106,7 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 		if goesOn(began) && began != migrate.Following {
 			screen.goesOn(began)
 		}
-		return e.Run(gctx, func(err error) {
+		return e.Run(gctx, false, func(err error) {
 			screen.event(migrate.Event{Time: time.Now(), Type: "error", Phase: migrate.Failed, Message: err.Error() + "; clients go on, and the migration waits for: ficus resume " + j.playbook.Name})
 		})
 	})

@@ -10,8 +10,10 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/ficus-migrate/ficus/api"
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
@@ -126,4 +128,35 @@ func TestSlotOfTheSuccessor(t *testing.T) {
 		t.Errorf("a later try: %v", err)
 	}
 	must(t, second.link.Drop(t.Context()))
+}
+
+// TestFailedInServeGoesOn: a migration with a gateway fails in "ficus serve" while nobody uses it, and goes on when it is
+// resumed. It fails when the gateway ends with the failure: it cannot be run twice.
+func TestFailedInServeGoesOn(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)`)
+	gateway, addr := freeAddrs(t)
+	ficus(t, t.TempDir(), "serve", "--listen", addr).line("listening", nil)
+	client, err := api.NewClient("http://"+addr, "")
+	must(t, err)
+	t.Cleanup(client.Close)
+	name := nameFor(source)
+	_, err = client.Start(t.Context(), api.StartRequest{YAML: fmt.Sprintf("name: %s\nsource: %q\ntarget: %q\nuntil: following\nrouter: {listen: %q}\nschema: {after: 'INSERT INTO public.later VALUES (1)'}\n",
+		name, source.URL, target.URL, gateway)})
+	must(t, err)
+	stands := func(phase migrate.Phase) {
+		t.Helper()
+		pgtest.Eventually(t, "phase "+string(phase), func() bool {
+			s, err := client.Get(t.Context(), name)
+			return err == nil && s.Phase == phase
+		})
+	}
+	stands(migrate.Failed)
+	target.Exec(t, `CREATE TABLE public.later (id int)`)
+	must(t, client.Do(t.Context(), name, migrate.Command{Verb: migrate.Resume, Actor: "test"}))
+	stands(migrate.Following)
+	conn, err := pgx.Connect(t.Context(), "postgresql://postgres@"+gateway+"/"+source.Name+"?sslmode=disable")
+	must(t, err)
+	must(t, conn.Close(t.Context()))
 }

@@ -379,8 +379,8 @@ func (j *job) settings(yes bool) migrate.Settings {
 
 // Run drives the migration, with the gateway beside it, until it is over or ctx is done. A failure
 // ends it only while nobody depends on it: the front door of a database that is in use stays open,
-// and the migration waits for "resume". failed is told of such a failure.
-func (e *engine) Run(ctx context.Context, failed func(error)) error {
+// and the migration waits for "resume"; with stays, that of any does. failed is told of such a failure.
+func (e *engine) Run(ctx context.Context, stays bool, failed func(error)) error {
 	defer e.watchHooks(ctx)()
 	if e.job.playbook.Follow.Verify == "live" {
 		live, stop := context.WithCancel(ctx)
@@ -416,7 +416,7 @@ func (e *engine) Run(ctx context.Context, failed func(error)) error {
 			switch {
 			case err == nil:
 				return errOver
-			case ctx.Err() != nil || !e.inUse():
+			case ctx.Err() != nil || !stays && !e.inUse():
 				return err
 			}
 			failed(err)
