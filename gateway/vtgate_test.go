@@ -42,8 +42,7 @@ func (s *says) times() int {
 
 // vitess 17629: a lossy channel lost the end of the failover, and some gateways waited until the time
 // was over. Here the databases are asked once the orchestrator is gone; while it lives its word counts.
-// Breaks that it catches: Lost without effect, a closed gate taken for an answer, a living orchestrator
-// overruled.
+// Breaks that it catches: Lost without effect, a closed gate taken for an answer.
 func TestVtgateLostEnd(t *testing.T) {
 	t.Parallel()
 	for what, tc := range map[string]struct {
