@@ -47,6 +47,7 @@ type borrower struct {
 		kept    int  // bytes of known
 		broken  bool // the server is gone; the client has been told
 		ending  bool // the client's goroutine ends, and tells the client why
+		parted  bool // the server session was told to end: it is for nobody else
 		hold    *hold
 		waiting context.CancelCauseFunc
 	}
@@ -89,14 +90,15 @@ func (s *borrower) run(life context.Context) {
 }
 
 // hangUp ends a server session in the middle of a transaction: what was sent last is still carried out,
-// then the server rolls back.
+// then the server rolls back. One that is about to be given back stays as it is.
 func (s *borrower) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.ending = true
-	if s.mu.srv == nil {
+	if s.mu.srv == nil || s.mu.track.border() && len(s.mu.expect) == 0 {
 		return
 	}
+	s.mu.parted = true
 	_ = s.mu.srv.conn.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = s.mu.srv.conn.Write(appendMessage(nil, &pgproto3.Terminate{}))
 	_ = s.mu.srv.conn.SetReadDeadline(time.Now().Add(s.g.cfg.MoveTimeout))

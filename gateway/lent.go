@@ -63,7 +63,12 @@ func (s *borrower) over(ctx context.Context, srv *shared) bool {
 		return false
 	}
 	s.mu.srv = nil
+	parted := s.mu.parted
 	s.mu.Unlock()
+	if parted {
+		s.g.pool.discard(srv)
+		return true
+	}
 	s.g.pool.give(ctx, srv)
 	if s.g.stopping.Load() {
 		s.wake()

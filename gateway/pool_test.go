@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
@@ -244,6 +245,42 @@ func TestPooledSwitch(t *testing.T) {
 	if st := b.Stats(); st.Ended != 0 || st.Refused != 0 {
 		t.Errorf("stats: got %+v", st)
 	}
+}
+
+// A client that leaves while its last transaction ends takes no server session from those who come
+// next, nor one that was told to end with it.
+// Breaks that it catches: a session given back that hangUp has told to end.
+func TestPooledLeaving(t *testing.T) {
+	t.Parallel()
+	b := start(t, pooled(4))
+	const clients, rounds = 8, 60
+	last, err := (&pgproto3.Query{String: "SELECT 1"}).Encode(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last, err = (&pgproto3.Terminate{}).Encode(last); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for range rounds {
+				conn, err := pgx.Connect(t.Context(), b.url(b.Addr(), ""))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := conn.Exec(t.Context(), "SELECT name FROM here"); err != nil {
+					t.Error(err)
+				}
+				if _, err := conn.PgConn().Conn().Write(last); err != nil {
+					t.Error(err)
+				}
+				_ = conn.PgConn().Conn().Close()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // Held for too long, and a server session that ended while nobody used it.
