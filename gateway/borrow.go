@@ -28,10 +28,9 @@ type borrower struct {
 	in        window
 	say       []byte // to be sent to the server
 	typ       byte
-	drop      bool // the present message is not sent
-	skip      bool // a refused unit: drop its messages until the Sync
-	ticket    *buffer.Ticket
-	arrived   time.Time
+	drop      bool    // the present message is not sent
+	skip      bool    // a refused unit: drop its messages until the Sync
+	way       passage // of the message that is to be sent
 	unnamed   known
 	unnamedOn *shared
 
@@ -75,9 +74,7 @@ func (s *borrower) run(life context.Context) {
 		s.wake()
 	}
 	err := s.upstream(life)
-	if s.ticket != nil {
-		s.ticket.Done()
-	}
+	s.way.over()
 	s.hangUp()
 	s.work.Wait()
 	if own, ok := errors.AsType[*refusal](err); ok {
@@ -256,14 +253,7 @@ func (s *borrower) flush() error {
 			s.say = nil
 		}
 	}
-	if !s.arrived.IsZero() {
-		s.g.stalls.add(time.Since(s.arrived))
-		s.arrived = time.Time{}
-	}
-	if s.ticket != nil {
-		s.ticket.Done()
-		s.ticket = nil
-	}
+	s.way.over()
 	return nil
 }
 
@@ -326,36 +316,25 @@ func (s *borrower) dropped() error {
 
 // borrow begins a transaction: through the queue, and with a server session of the owner.
 func (s *borrower) borrow(ctx context.Context, typ byte) error {
-	arrived := time.Now()
-	var t *buffer.Ticket
-	done := func(err error) error {
-		if t != nil {
-			t.Done()
-			s.g.stalls.add(time.Since(arrived))
-		}
-		return err
-	}
+	p := s.g.passage()
 	for {
-		if t == nil && s.who.door == readWrite {
-			var err error
-			if t, err = s.g.queue.Join(); err != nil {
-				return s.g.heldRefusal(err, false)
-			}
+		if err := p.join(s.who.door); err != nil {
+			return err
 		}
-		if t != nil {
-			if err := s.wait(ctx, t); err != nil {
-				return done(err)
+		if p.ticket != nil {
+			if err := s.wait(ctx, p.ticket); err != nil {
+				return p.failed(err)
 			}
-			if err := t.Turn(ctx); err != nil {
-				return done(s.g.heldRefusal(err, false))
+			if err := p.turn(ctx); err != nil {
+				return p.failed(err)
 			}
 		}
 		r, ok := s.start(typ)
 		if !ok {
 			continue
 		}
-		if t != nil {
-			s.ticket, s.arrived = t, arrived
+		if p.ticket != nil {
+			s.way = p
 		}
 		if err := s.lend(ctx, s.g.backend(r, s.who.door, s.number)); err != nil {
 			s.stay()

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
-
-	"github.com/ficus-migrate/ficus/buffer"
 )
 
 // Sizes of the buffers of a session that has little to do.
@@ -36,15 +34,14 @@ type session struct {
 	in      window
 	typ     byte // of the present message
 	memo    memo
-	ticket  *buffer.Ticket // to be given back once the held message is out
-	arrived time.Time      // when the message that ticket belongs to was seen
-	skip    bool           // a refused unit: drop its messages until the Sync
-	drop    bool           // drop the present message
-	ready   *prepared      // made while held
-	lost    bool           // the server forgot the unnamed statement because we asked it something
-	retryAt time.Time      // read-only door: when to try the other backend again
-	choice  choice         // read-only door: where transactions go; mark is everybody's
-	rec     taper          // read-only door: of reads that are run twice
+	way     passage   // of the message that is to be sent
+	skip    bool      // a refused unit: drop its messages until the Sync
+	drop    bool      // drop the present message
+	ready   *prepared // made while held
+	lost    bool      // the server forgot the unnamed statement because we asked it something
+	retryAt time.Time // read-only door: when to try the other backend again
+	choice  choice    // read-only door: where transactions go; mark is everybody's
+	rec     taper     // read-only door: of reads that are run twice
 
 	// Of downstream, or of upstream while downstream is parked.
 	srv    *server
@@ -141,9 +138,7 @@ func (s *session) run(life context.Context) {
 
 // finish ends both sides after upstream did.
 func (s *session) finish(err error) {
-	if s.ticket != nil {
-		s.ticket.Done()
-	}
+	s.way.over()
 	s.discardReady()
 	s.discardSpare()
 	var (

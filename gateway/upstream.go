@@ -95,14 +95,7 @@ func (s *session) flush() error {
 		}
 		s.in.relayed()
 	}
-	if !s.arrived.IsZero() {
-		s.g.stalls.add(time.Since(s.arrived))
-		s.arrived = time.Time{}
-	}
-	if s.ticket != nil {
-		s.ticket.Done()
-		s.ticket = nil
-	}
+	s.way.over()
 	return nil
 }
 
@@ -185,40 +178,27 @@ func (s *session) settle() error {
 // pass brings a session at its border through the queue and to where it belongs, and begins its
 // next unit with a message of that type. A refusal that is not fatal refuses that unit only.
 func (s *session) pass(ctx context.Context, typ byte) error {
-	arrived, from := time.Now(), s.srv
-	var t *buffer.Ticket
-	done := func(err error) error {
-		if t != nil {
-			t.Done()
-			s.g.stalls.add(time.Since(arrived))
-		}
-		return err
-	}
+	p, from := s.g.passage(), s.srv
 	for {
-		if t == nil && s.who.door == readWrite {
-			var err error
-			if t, err = s.g.queue.Join(); err != nil {
-				return s.g.heldRefusal(err, false)
-			}
+		if err := p.join(s.who.door); err != nil {
+			return err
 		}
-		if t != nil {
-			if err := s.wait(ctx, t); err != nil {
-				return done(err)
+		if p.ticket != nil {
+			if err := s.wait(ctx, p.ticket); err != nil {
+				return p.failed(err)
 			}
 		}
 		r := s.g.route.Load()
 		s.choose(ctx, r)
 		if err := s.follow(ctx, r); err != nil {
-			return done(err)
+			return p.failed(err)
 		}
-		if t != nil {
-			if err := t.Turn(ctx); err != nil {
-				return done(s.g.heldRefusal(err, false))
-			}
+		if err := p.turn(ctx); err != nil {
+			return p.failed(err)
 		}
 		if s.begins(typ) {
-			if s.who.door == readWrite && (t != nil || from != s.srv) {
-				s.ticket, s.arrived = t, arrived
+			if s.who.door == readWrite && (p.ticket != nil || from != s.srv) {
+				s.way = p
 			}
 			return nil
 		}
