@@ -16,6 +16,9 @@ ATMOST   ?= 1h
 # all of them slow.
 TEST := go test -timeout 20m -p $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n) -run '$(RUN)'
 
+# The tests' clusters go into memory where 6 GiB of it are free.
+SHM := $(shell [ "$$(df -Pk /dev/shm 2>/dev/null | awk 'END {print $$4}')" -ge 6291456 ] 2>/dev/null && echo /dev/shm)
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-race test-long test-docker fuzz metamorphic model kills soak gateway-soak lint fmt generate bench benchstat pg postgres clean
 
@@ -28,6 +31,7 @@ build: ## build bin/ficus
 demo: postgres build ## migrate a live database between two clusters on this machine, and prove it (ARGS=--keep to look around)
 	bin/ficus demo $(ARGS)
 
+test test-race: export FICUS_TEST_TEMP ?= $(SHM)
 test: postgres ## run the tests (PKG=./sync/... RUN=TestName to run some)
 	$(TEST) $(PKG)
 

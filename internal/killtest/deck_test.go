@@ -11,14 +11,25 @@ import (
 
 // A victim is what a kill ends.
 type victim struct {
-	ficus  bool
-	disk   bool // the data directory of ficus goes, too
-	source bool
-	target bool
+	ficus   bool
+	disk    bool // the data directory of ficus goes, too
+	gateway bool // the one that is a process of its own
+	source  bool
+	target  bool
 }
 
 func (v victim) String() string {
 	switch v {
+	case victim{gateway: true}:
+		return "gateway"
+	case victim{ficus: true, gateway: true}:
+		return "ficus and gateway"
+	case victim{gateway: true, source: true}:
+		return "gateway and source"
+	case victim{gateway: true, target: true}:
+		return "gateway and target"
+	case victim{ficus: true, gateway: true, source: true, target: true}:
+		return "everything, and the gateway"
 	case victim{ficus: true}:
 		return "ficus"
 	case victim{ficus: true, disk: true}:
@@ -39,8 +50,12 @@ func (v victim) String() string {
 	return fmt.Sprintf("%#v", v)
 }
 
-func victims() []victim {
-	return []victim{
+// apart reports whether the gateway is a process of its own in the life with that seed: in every other pair, so that
+// both kinds are completed and cancelled.
+func apart(seed uint64) bool { return (seed+1)/2%2 == 1 }
+
+func victims(apart bool) []victim {
+	all := []victim{
 		{ficus: true},
 		{source: true},
 		{target: true},
@@ -49,6 +64,20 @@ func victims() []victim {
 		{ficus: true, target: true},
 		{source: true, target: true},
 		{ficus: true, source: true, target: true},
+	}
+	if !apart {
+		return all
+	}
+	return []victim{
+		{gateway: true},
+		{ficus: true},
+		{ficus: true, gateway: true},
+		{gateway: true, source: true},
+		{source: true},
+		{gateway: true, target: true},
+		{ficus: true, disk: true},
+		{gateway: true},
+		{ficus: true, gateway: true, source: true, target: true},
 	}
 }
 
@@ -143,7 +172,7 @@ func newPlan(seed uint64, kills int) plan {
 	// Each deck counts for itself, so that its points take turns.
 	deal := func(deck []point, number uint64, can func(victim) bool) kill {
 		points := shuffled(deck)
-		who := slices.DeleteFunc(victims(), func(v victim) bool { return !can(v) })
+		who := slices.DeleteFunc(victims(apart(seed)), func(v victim) bool { return !can(v) })
 		n := uint64(len(points))
 		k := kill{at: points[number%n], victim: who[(number+number/n)%uint64(len(who))], down: time.Duration(r.Int64N(int64(longestDown)))}
 		switch r.IntN(4) {

@@ -36,6 +36,8 @@ type life struct {
 	gateway        string // connection string of the front door
 	client         *api.Client
 
+	door    []string // arguments of the gateway, where it is a process of its own
+	doorman *process // that process
 	process *process
 	ledger  shop.Ledger
 	watch   *watcher
@@ -48,6 +50,7 @@ func (c *campaign) live(t *testing.T, seed uint64, kills int) {
 	p := newPlan(seed, kills)
 	l := c.born(t, seed)
 	stopWatch := l.watch.start(t)
+	l.open(t)
 	l.begin(t)
 	stop := l.work(t, l.gateway, l.source.URL)
 	for _, k := range p.begin {
@@ -86,10 +89,16 @@ func (c *campaign) born(t *testing.T, seed uint64) *life {
 		t.Fatal(err)
 	}
 	l.source.Exec(t, `CREATE TABLE public.probe (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz DEFAULT now())`)
-	door, address := free(t), free(t)
+	door, reads, address := free(t), free(t), free(t)
 	l.book = filepath.Join(t.TempDir(), "book.yaml")
 	// The limits are for a machine that has much else to do: what they stop is tested elsewhere.
-	text := fmt.Sprintf("name: %s\nfollow: {ack: applied}\ngates: {lag_window: 1s, max_lag: 100MB, max_lag_time: 1m}\npromote: {reads: [50], reads_watch: 200ms}\nuntil: following\nrouter: {type: gateway, listen: %q, read_listen: %q}\n", l.name, door, free(t))
+	router := fmt.Sprintf("listen: %q, read_listen: %q", door, reads)
+	if apart(seed) {
+		socket := filepath.Join(t.TempDir(), "gw.sock")
+		router = fmt.Sprintf("control: [%q]", socket)
+		l.door = []string{"gateway", "--json", "--log-level", "info", "--gateway-listen", door, "--gateway-read-listen", reads, "--control", socket, "--source", l.source.URL, "--target", l.target.URL}
+	}
+	text := fmt.Sprintf("name: %s\nfollow: {ack: applied}\ngates: {lag_window: 1s, max_lag: 100MB, max_lag_time: 1m}\npromote: {reads: [50], reads_watch: 200ms}\nuntil: following\nrouter: {type: gateway, %s}\n", l.name, router)
 	if err := os.WriteFile(l.book, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -103,11 +112,14 @@ func (c *campaign) born(t *testing.T, seed uint64) *life {
 	l.args = append([]string{"run", "-f", l.book, "--yes", "--json", "--log-level", "info", "--listen", address}, l.args...)
 	t.Cleanup(func() {
 		l.client.Close()
-		if l.process != nil {
-			l.process.kill()
-		}
-		if t.Failed() && l.process != nil {
-			t.Logf("ficus said:\n%s", l.process.tail(120))
+		for name, p := range map[string]*process{"ficus": l.process, "the gateway": l.doorman} {
+			if p == nil {
+				continue
+			}
+			p.kill()
+			if t.Failed() {
+				t.Logf("%s said:\n%s", name, p.tail(120))
+			}
 		}
 		c.source.start(t) // the databases are dropped now
 		c.target.start(t)
@@ -135,15 +147,35 @@ func free(t *testing.T) string {
 // begin starts ficus and waits until its doors are open, unless it ends before.
 func (l *life) begin(t *testing.T) {
 	t.Helper()
-	var err error
-	if l.process, err = start(t.Context(), l.program, append(l.args, "--data-dir", l.dir)...); err != nil {
+	l.process = l.listening(t, append(l.args, "--data-dir", l.dir))
+}
+
+// open starts the gateway, where it is a process of its own.
+func (l *life) open(t *testing.T) {
+	t.Helper()
+	if l.door == nil {
+		return
+	}
+	l.doorman = l.listening(t, l.door)
+	if l.doorman.ended() {
+		t.Fatalf("the gateway does not start:\n%s", l.doorman.tail(40))
+	}
+}
+
+// listening starts the program and waits until it listens, or has ended.
+func (l *life) listening(t *testing.T, args []string) *process {
+	t.Helper()
+	p, err := start(t.Context(), l.program, args...)
+	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), stuck)
 	defer cancel()
-	if !l.process.next(ctx, 0, func(e line) bool { return e.Type == "listening" }) && !l.process.ended() {
-		t.Fatalf("the doors do not open:\n%s", l.process.tail(40))
+	if !p.next(ctx, 0, func(e line) bool { return e.Type == "listening" }) && !p.ended() {
+		p.kill()
+		t.Fatalf("the doors do not open:\n%s", p.tail(40))
 	}
+	return p
 }
 
 // work lets customers in, through the gateway unless that is "", and past it.
@@ -260,6 +292,9 @@ func (l *life) strike(t *testing.T, k kill, switching bool) {
 	if k.victim.ficus {
 		l.process.kill()
 	}
+	if k.victim.gateway {
+		l.doorman.kill()
+	}
 	if k.victim.source {
 		l.campaign.source.kill9(t)
 	}
@@ -269,6 +304,9 @@ func (l *life) strike(t *testing.T, k kill, switching bool) {
 	pause(t.Context(), k.down)
 	l.campaign.source.start(t)
 	l.campaign.target.start(t)
+	if k.victim.gateway {
+		l.open(t)
+	}
 	if k.victim.ficus {
 		if switching {
 			l.recover(t)

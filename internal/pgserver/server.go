@@ -39,6 +39,9 @@ type Config struct {
 	// Start made before. Default: a new temporary directory, which Stop removes.
 	Dir string
 
+	// Temp is where a temporary Dir is made. Default: the system's folder for temporary files.
+	Temp string
+
 	// Port to listen on. Default: a free one.
 	Port int
 
@@ -89,7 +92,7 @@ func (s *Server) start(ctx context.Context) (err error) {
 
 	remove := ""
 	if s.dir = s.cfg.Dir; s.dir == "" {
-		if s.dir, err = os.MkdirTemp(s.who.tempRoot(), "ficus-pg-"); err != nil {
+		if s.dir, err = os.MkdirTemp(cmp.Or(s.cfg.Temp, s.who.tempRoot()), "ficus-pg-"); err != nil {
 			return err
 		}
 		remove = s.dir

@@ -22,7 +22,7 @@ func (c *Cluster) Copy(t testing.TB, how ...CopyOption) *Cluster {
 		t.Skip("data directories of containers cannot be copied: run without FICUS_TEST_PG=docker")
 	}
 	c.Stop(t)
-	dir, err := os.MkdirTemp("/tmp", "ficus-pg-copy-") //nolint:usetesting // where PostgreSQL's user may go, too
+	dir, err := os.MkdirTemp(filepath.Dir(of.Dir()), "ficus-pg-copy-") //nolint:usetesting // where PostgreSQL's user may go, too
 	if err != nil {
 		t.Fatal(err)
 	}
