@@ -84,16 +84,17 @@ func (g *gate) limitLocked() (limit change.LSN, ok bool) {
 }
 
 // enter returns how many of the transactions, given by their ends, may be written now, and marks them
-// as being written.
-func (g *gate) enter(ends []txn) int {
+// as being written. open says that they are the next part of one whose earlier parts were written: it is not stopped
+// where it is. Whoever waits for open transactions to end, as a slot on the same server does, would wait for ever.
+func (g *gate) enter(ends []txn, open bool) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.enterLocked(ends)
+	return g.enterLocked(ends, open)
 }
 
-func (g *gate) enterLocked(ends []txn) int {
+func (g *gate) enterLocked(ends []txn, open bool) int {
 	n := len(ends)
-	if limit, ok := g.limitLocked(); ok {
+	if limit, ok := g.limitLocked(); ok && (!open || limit != 0) {
 		n, _ = slices.BinarySearchFunc(ends, limit+1, func(t txn, at change.LSN) int { return cmp.Compare(t.end, at) })
 	}
 	if n > 0 {
@@ -105,10 +106,10 @@ func (g *gate) enterLocked(ends []txn) int {
 
 // await enters as soon as at least one of the transactions may be written. What was entered before is
 // committed when it is called, or part of a transaction whose last part waits now.
-func (g *gate) await(ctx context.Context, ends []txn) (int, error) {
+func (g *gate) await(ctx context.Context, ends []txn, open bool) (int, error) {
 	for {
 		g.mu.Lock()
-		n := g.enterLocked(ends)
+		n := g.enterLocked(ends, open)
 		if n == 0 && g.mu.standing != ends[0].end {
 			g.mu.standing, g.mu.writing = ends[0].end, 0
 			g.wakeLocked()

@@ -38,7 +38,7 @@ func TestGateLimits(t *testing.T) {
 				cancel(errTestOver) // it would wait
 			}
 			defer cancel(nil)
-			n, err := g.await(ctx, batch)
+			n, err := g.await(ctx, batch, false)
 			if n != tc.want || (err != nil) != (tc.want == 0) {
 				t.Errorf("got %d, %v; want %d", n, err, tc.want)
 			}

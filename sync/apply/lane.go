@@ -143,12 +143,12 @@ func (l *lane) next(ctx context.Context) (*batch, error) {
 // enter splits off what the gate lets through now. It waits with nothing in the air: who holds the
 // gate waits for all of that.
 func (l *lane) enter(ctx context.Context, b *batch) (now, later *batch, err error) {
-	n := l.app.gate.enter(b.txns)
+	n := l.app.gate.enter(b.txns, l.open)
 	if n == 0 {
 		if err := l.settle(ctx); err != nil {
 			return nil, nil, err
 		}
-		if n, err = l.app.gate.await(ctx, b.txns); err != nil {
+		if n, err = l.app.gate.await(ctx, b.txns, l.open); err != nil {
 			return nil, nil, err
 		}
 	}

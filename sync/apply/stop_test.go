@@ -81,6 +81,7 @@ func TestChangedDefinition(t *testing.T) {
 	const ddl = "CREATE TABLE t (id int PRIMARY KEY, a varchar(5), b int); CREATE TABLE other (id int PRIMARY KEY)"
 	for _, tc := range []struct{ name, source, target, want string }{
 		{"column added", "ALTER TABLE t ADD c int", "", `new column "c"`},
+		{"type changed in use", "ALTER TABLE t ALTER b TYPE bigint", "", `another type for column "b"`},
 		{"column dropped", "ALTER TABLE t DROP b", "", `no more column "b"`},
 		{"column renamed", "ALTER TABLE t RENAME b TO c", "", `column "c"`},
 		{"type changed", "ALTER TABLE t ALTER b TYPE bigint", "", `another type for column "b"`},
@@ -93,6 +94,9 @@ func TestChangedDefinition(t *testing.T) {
 			t.Parallel()
 			o, target := newOrigin(t, ddl, nil), newTarget(t, ddl)
 			o.tx(t, "INSERT INTO other VALUES (1)")
+			if strings.HasSuffix(tc.name, "in use") {
+				o.tx(t, "INSERT INTO t VALUES (0, 'z')")
+			}
 			if tc.source != "" {
 				o.Exec(t, tc.source)
 			}
@@ -266,6 +270,54 @@ func TestStopAt(t *testing.T) {
 	release()
 	a.wait(t, end)
 	o.equal(t, target)
+}
+
+// TestStopBehindALargeTransaction: a stop that comes while a transaction is written in parts waits for its end. Held in the
+// middle it would be open for as long, and a slot that is made on the same server waits for every open transaction.
+func TestStopBehindALargeTransaction(t *testing.T) {
+	t.Parallel()
+	const ddl = "CREATE TABLE big (id int PRIMARY KEY)"
+	o, target := newOrigin(t, ddl, nil), newTarget(t, ddl)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	blocker, err := target.Conn(t).Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := blocker.Exec(ctx, "INSERT INTO public.big VALUES (1)"); err != nil {
+		t.Fatal(err)
+	}
+	a := o.start(t, target, limit(3))
+	o.tx(t, "INSERT INTO big SELECT generate_series(1, 300)")
+	o.pull(t)
+	pgtest.Eventually(t, "the first part to be written", func() bool {
+		return target.Int(t, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+	})
+	stopped := make(chan error, 1)
+	var release func()
+	go func() {
+		var err error
+		release, err = a.StopAt(ctx, 0)
+		stopped <- err
+	}()
+	pgtest.Eventually(t, "the stop to be asked for", func() bool {
+		a.gate.mu.Lock()
+		defer a.gate.mu.Unlock()
+		return len(a.gate.mu.holds) > 0
+	})
+	if err := blocker.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if n := target.Int(t, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL"); n != 0 {
+		t.Errorf("%d transactions are open at the stop", n)
+	}
+	if n := target.Int(t, "SELECT count(*) FROM big"); n != 300 {
+		t.Errorf("%d rows at the stop, want 300", n)
+	}
+	release()
 }
 
 // TestStopAtUnderLoad stops again and again while transactions keep coming; at every stop the
