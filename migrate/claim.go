@@ -48,7 +48,7 @@ func (m *Migration) Claim(ctx context.Context) error {
 			continue
 		case errors.Is(err, ErrDriven):
 			m.update(func(l *live) { l.waitingFor, l.resting = waitsForDriver, true })
-		case errors.Is(err, ErrDeposed), (p == Pending || p == Preparing) && (!errors.Is(err, context.DeadlineExceeded) || time.Since(began) >= m.cfg.Settings.ClaimWait):
+		case errors.Is(err, ErrDeposed), m.tellsAtOnce(err) && (!errors.Is(err, context.DeadlineExceeded) || time.Since(began) >= m.cfg.Settings.ClaimWait):
 			return err // a time-out may be the last transaction of a process that is cut off
 		}
 		m.trouble(err)

@@ -318,7 +318,7 @@ func (m *Migration) runStep(ctx context.Context, st step) error {
 			break
 		}
 		err = fmt.Errorf("%s: %w", st.Name, err)
-		if st.once || !m.cfg.Retryable(err) {
+		if !m.cfg.Retryable(err) {
 			break
 		}
 		m.trouble(err)

@@ -378,6 +378,74 @@ func TestFailsAndGoesOnWhereItFailed(t *testing.T) {
 	})
 }
 
+// shaky is a loader, and a database, that meets a server which is away so many times.
+type shaky struct {
+	loader
+	Database
+
+	away *int
+}
+
+func (s shaky) meet() error {
+	if *s.away > 0 {
+		*s.away--
+		return errFault
+	}
+	return nil
+}
+
+func (s shaky) CreateTables(ctx context.Context) error {
+	if err := s.meet(); err != nil {
+		return err
+	}
+	return s.loader.CreateTables(ctx)
+}
+
+func (s shaky) Claim(ctx context.Context) (<-chan struct{}, error) {
+	if err := s.meet(); err != nil {
+		return nil, err
+	}
+	return s.Database.Claim(ctx)
+}
+
+// TestPreparingGoesOn: a server that goes away while a migration is prepared is waited for, also by the process that is
+// started after a kill; one that was never there is told at once.
+//
+// Break that it catches: steps of phase preparing that are tried once.
+func TestPreparingGoesOn(t *testing.T) {
+	inWorld(t, func(t bubble) {
+		looks, tables, claims := 0, 2, 1
+		var b *bench
+		b = newBench(t, t.w, func(c *Config) {
+			c.Loader = shaky{loader: loader{t.w, c.Loader.(loader).p}, away: &tables}
+			c.Source = shaky{Database: c.Source, away: &claims}
+			c.Preflight = func(context.Context) ([]Finding, error) {
+				switch looks++; looks {
+				case 1:
+					return nil, errFault
+				case 2: // the process ends, and the next one does not find the source
+					claims = 2
+					b.stop(errors.New("killed"))
+				}
+				return nil, nil
+			}
+		})
+		if err := b.Run(t.Context()); !errors.Is(err, errFault) || b.Status().Phase != Failed {
+			t.Fatalf("a source that was never there: %v, %+v", err, b.Status())
+		}
+		b.start(t)
+		<-b.done
+		if s := b.Status(); s.Phase != Preparing {
+			t.Fatalf("stopped in phase %s, %s", s.Phase, s.Error)
+		}
+		b.start(t)
+		b.reach(t, Following)
+		if claims != 0 || tables != 0 {
+			t.Errorf("still away %d and %d times", claims, tables)
+		}
+	})
+}
+
 func TestLinkDies(t *testing.T) {
 	inWorld(t, func(t bubble) {
 		w := t.w

@@ -41,7 +41,7 @@ func (m *Migration) readOwnership(ctx context.Context) (owners, error) {
 	return found, nil
 }
 
-// askOwnership is readOwnership until both answer. Before anything was installed there is nothing
+// askOwnership is readOwnership until both answer. Before both have answered once there is nothing
 // to wait for: the error is the operator's to see at once.
 func (m *Migration) askOwnership(ctx context.Context) (owners, error) {
 	defer m.trouble(nil)
@@ -50,13 +50,12 @@ func (m *Migration) askOwnership(ctx context.Context) (owners, error) {
 		once, cancel := context.WithTimeout(ctx, m.cfg.Settings.Budgets.Own)
 		found, err := m.readOwnership(once)
 		cancel()
-		p := m.snapshot().phase
 		switch {
 		case err == nil:
 			return found, nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
-		case errors.Is(err, ErrForeign) || p == Pending || p == Preparing:
+		case errors.Is(err, ErrForeign) || m.tellsAtOnce(err):
 			return nil, err
 		}
 		m.trouble(err)
@@ -64,6 +63,13 @@ func (m *Migration) askOwnership(ctx context.Context) (owners, error) {
 			return nil, err
 		}
 	}
+}
+
+// tellsAtOnce reports whether an error of a database is the operator's to see at once. In phase preparing both have
+// answered before, so what passes by itself is waited for.
+func (m *Migration) tellsAtOnce(err error) bool {
+	p := m.snapshot().phase
+	return p == Pending || p == Preparing && !m.cfg.Retryable(err)
 }
 
 // reconcile brings journal and databases together after a start. The databases are right: whatever

@@ -52,7 +52,7 @@ func TestStepsAreWhole(t *testing.T) {
 func phaseNotes() [][3]string {
 	return [][3]string{
 		{string(Pending), "nothing was touched yet", "cancel"},
-		{string(Preparing), "looks for trouble, installs schema `ficus`, creates the target's tables; the first error ends it", "pause, cancel"},
+		{string(Preparing), "looks for trouble, installs schema `ficus`, creates the target's tables; a finding of severity error ends it", "pause, cancel"},
 		{string(Copying), "rows are copied, then indexes and constraints are built; changes are being stored meanwhile", "pause, cancel"},
 		{string(CatchingUp), "the forward link applies what was stored", "resync, pause, cancel"},
 		{string(Following), "the target follows the source; with `--until following` for ever", "promote, approve, resync, pause, cancel"},

@@ -35,7 +35,6 @@ const (
 type step struct {
 	Step
 
-	once bool // a failure is the operator's to mend, not to be retried
 	run  func(m *Migration, ctx context.Context, a *attempt) error
 	undo func(m *Migration, ctx context.Context, a *attempt) error
 }
@@ -84,7 +83,7 @@ func copySteps() []step {
 				Needs: "both databases answer",
 				Does:  "looks for everything that would go wrong later; a finding of severity error ends the run", Known: repeat,
 			},
-			run: (*Migration).preflight, once: true,
+			run: (*Migration).preflight,
 		},
 		{
 			Step: Step{
@@ -93,7 +92,7 @@ func copySteps() []step {
 				Does:  "creates schema ficus in both databases: ownership row (epoch 1, owner source), signal table, gate",
 				Undo:  "cancel removes the schema", Known: "the ownership rows",
 			},
-			run: (*Migration).install, once: true,
+			run: (*Migration).install,
 		},
 		{
 			Step: Step{
@@ -102,7 +101,7 @@ func copySteps() []step {
 				Does:  "creates the target's tables, without indexes, constraints and triggers",
 				Undo:  "cancel leaves the tables on the target", Known: repeat,
 			},
-			run: (*Migration).createTables, once: true,
+			run: (*Migration).createTables,
 		},
 		{
 			Step: Step{
@@ -111,7 +110,7 @@ func copySteps() []step {
 				Does:  "puts the fence triggers on the target's tables: from now on only the link writes there",
 				Undo:  "cancel removes the triggers", Known: "the triggers",
 			},
-			run: (*Migration).armTarget, once: true,
+			run: (*Migration).armTarget,
 		},
 		{
 			Step: Step{

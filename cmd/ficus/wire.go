@@ -17,6 +17,7 @@ import (
 
 	"github.com/ficus-migrate/ficus/eventstore"
 	"github.com/ficus-migrate/ficus/gateway"
+	"github.com/ficus-migrate/ficus/gateway/control"
 	"github.com/ficus-migrate/ficus/gateway/httpdoor"
 	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/migrate"
@@ -333,9 +334,9 @@ func (e *engine) wireMigration(cfg engineConfig) error {
 
 // retryable reports whether a step may succeed later by itself. A comparison that DDL interrupts is
 // begun again; where the link cannot follow the DDL, its own end ends the step. A copy whose snapshot
-// went with a connection goes on under another one.
+// went with a connection goes on under another one. A gateway of its own that is away is started again by somebody.
 func retryable(err error) bool {
-	return interruptedByDDL(err) || errors.Is(err, snapshot.ErrSnapshotGone) || errors.Is(err, snapshot.ErrMoved) || pg.Retryable(err)
+	return interruptedByDDL(err) || errors.Is(err, control.ErrGone) || errors.Is(err, snapshot.ErrSnapshotGone) || errors.Is(err, snapshot.ErrMoved) || pg.Retryable(err)
 }
 
 // preflight checks, and keeps the blueprint when nothing stands against the migration: what it moves

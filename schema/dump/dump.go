@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -77,12 +78,17 @@ func Open(ctx context.Context, cfg Config) (*Dump, error) {
 	if err != nil {
 		return nil, err
 	}
-	unfilled, err := d.ask(ctx)
+	conn, err := cfg.Source.Connect(ctx, "schema")
+	if err != nil {
+		return nil, fmt.Errorf("read schema of %s: %w", cfg.Source, err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	unfilled, err := d.ask(ctx, conn)
 	if err != nil {
 		return nil, fmt.Errorf("read schema of %s: %w", cfg.Source, err)
 	}
 	if d.archive, err = d.read(ctx); err != nil {
-		return nil, fmt.Errorf("read schema of %s: %w", cfg.Source, err)
+		return nil, fmt.Errorf("read schema of %s: %w", cfg.Source, serverGone(ctx, conn, err))
 	}
 	if d.entries, err = d.choose(match); err != nil {
 		return nil, fmt.Errorf("choose objects of %s: %w", cfg.Source, err)
@@ -119,12 +125,7 @@ func (d *Dump) warn(format string, args ...any) {
 }
 
 // ask compares versions before pg_dump does, and returns the materialized views that hold no rows.
-func (d *Dump) ask(ctx context.Context) (map[schema.Name]bool, error) {
-	conn, err := d.cfg.Source.Connect(ctx, "schema")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+func (d *Dump) ask(ctx context.Context, conn *pgx.Conn) (map[schema.Name]bool, error) {
 	var server int
 	if err := conn.QueryRow(ctx, `SELECT pg_catalog.current_setting('server_version_num')::int / 10000`).Scan(&server); err != nil {
 		return nil, err
@@ -184,6 +185,17 @@ func (d *Dump) read(ctx context.Context) (*archive, error) {
 		return nil, fmt.Errorf("pg_restore's script: %w", err)
 	}
 	return a, nil
+}
+
+// serverGone adds to a tool's error what a session that was open meanwhile meets: the tools have no error codes, and
+// whoever decides whether to try again wants to know that the server went away.
+func serverGone(ctx context.Context, conn *pgx.Conn, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if ping := conn.Ping(ctx); ping != nil {
+		return fmt.Errorf("%w: the server went away: %w", err, ping)
+	}
+	return err
 }
 
 // dumpHint reads pg_dump's own words, in English by LC_ALL: it has no error codes.

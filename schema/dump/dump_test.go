@@ -51,6 +51,22 @@ func open(t *testing.T, cfg Config) *Dump {
 	return d
 }
 
+// TestServerGone: a tool that failed because the server went away may be tried again, one that failed otherwise may not.
+func TestServerGone(t *testing.T) {
+	t.Parallel()
+	db := pgtest.DB(t)
+	conn, err := db.DSN.Connect(t.Context(), "schema")
+	must(t, err)
+	_, failed := run(t.Context(), nil, "/bin/sh", "-c", "echo 'pg_dump: error: query failed' >&2; exit 1")
+	if err := serverGone(t.Context(), conn, failed); !errors.Is(err, failed) || pg.Retryable(err) {
+		t.Errorf("with the server there: %v", err)
+	}
+	db.Exec(t, `SELECT pg_terminate_backend($1)`, conn.PgConn().PID())
+	if err := serverGone(t.Context(), conn, failed); !errors.Is(err, failed) || !pg.Retryable(err) {
+		t.Errorf("with the session gone: %v", err)
+	}
+}
+
 // copyAll runs the three sections.
 func copyAll(t *testing.T, d *Dump, target pg.DSN) {
 	t.Helper()
