@@ -247,21 +247,22 @@ func (m *Migration) promotionGates(ctx context.Context, _ *attempt) error {
 	return m.waitGates(ctx, Promoting)
 }
 
-// standBy keeps the reverse link running until somebody wants something else.
+// standBy keeps the reverse link running until somebody wants something else. After a rollback that failed for good
+// it says so.
 func (m *Migration) standBy(ctx context.Context, _ *attempt) error {
 	if s := m.snapshot(); s.wish == Rollback && s.undone > 0 {
 		if err := backoff.Sleep(ctx, m.cfg.Settings.RetryPause); err != nil {
 			return err
 		}
 	}
-	window := m.cfg.Settings.RollbackWindow
+	window, parked := m.cfg.Settings.RollbackWindow, m.snapshot().parked
 	if window <= 0 {
-		return m.await(ctx, "", wantsRollback)
+		return m.await(ctx, parked, wantsRollback)
 	}
 	ends := m.snapshot().phaseSince.Add(window)
 	limited, cancel := context.WithDeadlineCause(ctx, ends, errTick)
 	defer cancel()
-	err := m.await(limited, "", wantsRollback)
+	err := m.await(limited, parked, wantsRollback)
 	if !errors.Is(err, errTick) {
 		return err
 	}
