@@ -274,6 +274,8 @@ func TestStopAt(t *testing.T) {
 
 // TestStopBehindALargeTransaction: a stop that comes while a transaction is written in parts waits for its end. Held in the
 // middle it would be open for as long, and a slot that is made on the same server waits for every open transaction.
+//
+// Break that it catches: parts in the middle of a transaction that wait for a stop.
 func TestStopBehindALargeTransaction(t *testing.T) {
 	t.Parallel()
 	const ddl = "CREATE TABLE big (id int PRIMARY KEY)"
