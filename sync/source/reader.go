@@ -96,7 +96,7 @@ func (r *Reader) mends(err error, faults *faults) bool {
 		r.streaming = StreamingOff
 		return true
 	}
-	return pg.Retryable(err)
+	return pg.Retryable(err) || errors.Is(err, errTakeOver)
 }
 
 // faultTries is how many faults of the server in a row, with nothing received between them, are
@@ -154,7 +154,7 @@ func (r *Reader) streamOnce(ctx context.Context, progress func()) (err error) {
 		hangUp(ctx, conn)
 		return err
 	}
-	w, err := hijack(conn)
+	w, err := hijack(ctx, conn)
 	if err != nil {
 		return err
 	}

@@ -28,10 +28,12 @@ var errUntold = errors.New("the server no longer knows whether a part of a strea
 const mostAsked = 50_000
 
 // untoldSQL lists those of some subtransactions, given by the lower half of their ids, that did not commit; whole
-// is false for those that are too old to tell. One that is in progress belongs to a commit that is about to become visible.
+// is false for those that are too old to tell. The walsender may be ahead of what snapshots see: one that is in
+// progress belongs to a commit that is about to become visible, and an id may be newer than the snapshot's, so its upper
+// half is that of the nearest id, on either side (PostgreSQL manual, "Transactions and Identifiers").
 const untoldSQL = `
 SELECT x, status IS NOT NULL FROM (
-	SELECT x, pg_xact_status((next - ((next - x) & 4294967295))::text::xid8) AS status
+	SELECT x, pg_xact_status((next + ((x - next + 2147483648) & 4294967295) - 2147483648)::text::xid8) AS status
 	FROM unnest($1::bigint[]) AS x, (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) AS n) AS s
 WHERE status IS NULL OR status = 'aborted'`
 

@@ -2,7 +2,9 @@ package source
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -57,12 +59,20 @@ type message struct {
 	reply     bool   // the server waits for a report
 }
 
+// errTakeOver says that pgconn would not let go of a connection; another one may be quicker.
+var errTakeOver = errors.New("the connection cannot be taken over")
+
 // hijack takes an idle connection over from pgconn, whose own reader takes a timer and two copies
-// for every message.
-func hijack(conn *pgconn.PgConn) (*wire, error) {
-	h, err := conn.Hijack()
+// for every message. It closes conn when it cannot.
+func hijack(ctx context.Context, conn *pgconn.PgConn) (*wire, error) {
+	err := conn.SyncConn(ctx) // after a slow write pgconn reads on in the background
+	var h *pgconn.HijackedConn
+	if err == nil {
+		h, err = conn.Hijack()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("take over the connection: %w", err)
+		hangUp(ctx, conn)
+		return nil, fmt.Errorf("%w: %w", errTakeOver, err)
 	}
 	w := newWire(h.Conn)
 	w.major = majorVersion(h.ParameterStatuses["server_version"])
