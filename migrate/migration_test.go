@@ -417,7 +417,11 @@ func TestPreparingGoesOn(t *testing.T) {
 		looks, tables, claims := 0, 2, 1
 		var b *bench
 		b = newBench(t, t.w, func(c *Config) {
-			c.Loader = shaky{loader: loader{t.w, c.Loader.(loader).p}, away: &tables}
+			load, ok := c.Loader.(loader)
+			if !ok {
+				t.Fatalf("the world's loader is a %T", c.Loader)
+			}
+			c.Loader = shaky{loader: load, away: &tables}
 			c.Source = shaky{Database: c.Source, away: &claims}
 			c.Preflight = func(context.Context) ([]Finding, error) {
 				switch looks++; looks {
@@ -434,9 +438,8 @@ func TestPreparingGoesOn(t *testing.T) {
 			t.Fatalf("a source that was never there: %v, %+v", err, b.Status())
 		}
 		b.start(t)
-		<-b.done
-		if s := b.Status(); s.Phase != Preparing {
-			t.Fatalf("stopped in phase %s, %s", s.Phase, s.Error)
+		if err, s := <-b.done, b.Status(); err == nil || s.Phase != Preparing {
+			t.Fatalf("stopped in phase %s, %s: %v", s.Phase, s.Error, err)
 		}
 		b.start(t)
 		b.reach(t, Following)

@@ -40,6 +40,11 @@ func (m *Migration) followSequences(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
+	return m.copySequences(ctx, from)
+}
+
+// copySequences moves the other side's sequences to where those of from stand.
+func (m *Migration) copySequences(ctx context.Context, from Side) error {
 	ctx, cancel := context.WithTimeout(ctx, sequenceTimeout)
 	defer cancel()
 	seqs, err := m.database(from).Sequences(ctx)

@@ -400,7 +400,7 @@ func endSteps() []step {
 			Step: Step{
 				Phase: Completed, Name: "drain-reverse",
 				Needs: "the reverse link runs, else nothing is waited for",
-				Does:  "lets the old owner have every write up to now, within the drain's budget; without the reverse link it is left where it stands",
+				Does:  "lets the old owner have every write up to now, and the sequences' values, within the drain's budget; without the reverse link it is left where it stands",
 				Known: nothing,
 			},
 			run: (*Migration).drainReverse,

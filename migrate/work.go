@@ -295,6 +295,9 @@ func (m *Migration) drainReverse(ctx context.Context, _ *attempt) error {
 	if err == nil {
 		err = m.drain(drain, a)
 	}
+	if err == nil { // or a row of the new owner's would be in the way of the next one there
+		err = m.copySequences(drain, Target)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)

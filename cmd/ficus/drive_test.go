@@ -175,6 +175,10 @@ func TestPromoteWhenTold(t *testing.T) {
 	if status := m.wait(); status != 0 {
 		t.Errorf("completed run: exit status %d", status)
 	}
+	const given = `SELECT last_value FROM t_id_seq`
+	if old, now := source.Int(t, given), target.Int(t, given); old < now {
+		t.Errorf("the old database's sequence stands at %d, the new one's at %d", old, now)
+	}
 	refused(t, m.dir, 3, "the other database owns the data", "--force", "cleanup", "--source", source.URL)
 	if _, err := source.Conn(t).Exec(t.Context(), `INSERT INTO public.t (v) VALUES ('lost')`); err == nil {
 		t.Error("the old database takes writes")
