@@ -174,7 +174,7 @@ func TestTLSOfClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	if shown := b.tls.Load().Certificates[0].Leaf; shown.Equal(first) || !shown.Equal(second) {
+	if shown := b.Hall().tls.Load().Certificates[0].Leaf; shown.Equal(first) || !shown.Equal(second) {
 		t.Error("Reload kept the old certificate")
 	}
 	ca.write(t, "gateway.key", "PRIVATE KEY", []byte("broken"))

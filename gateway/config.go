@@ -3,7 +3,6 @@ package gateway
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,7 +16,8 @@ import (
 // A Backend names one of the databases behind the gateway.
 type Backend string
 
-// Config holds what a Gateway needs. A field without a stated default is required.
+// Config holds what a Gateway needs. A field without a stated default is required. In a [Hall] of several,
+// Listen, ReadListen, Doors, Elsewhere, TLS and the timeouts of start, stop and retirement are the hall's.
 type Config struct {
 	// Listen is the address of the read-write door, host:port; port 0 takes a free one.
 	Listen string
@@ -118,9 +118,6 @@ func (c Config) withDefaults() Config {
 	c.ServerWait = cmp.Or(c.ServerWait, 30*time.Second)
 	c.MaxMoves = cmp.Or(c.MaxMoves, 32)
 	c.MoveTimeout = cmp.Or(c.MoveTimeout, 10*time.Second)
-	c.StartupTimeout = cmp.Or(c.StartupTimeout, 15*time.Second)
-	c.RetireTimeout = cmp.Or(c.RetireTimeout, time.Hour)
-	c.StopTimeout = cmp.Or(c.StopTimeout, 5*time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -144,26 +141,7 @@ func (c Config) validate() error {
 	default:
 		return hint.Wrap(fmt.Errorf("gateway: pooling %q is not known", c.Pooling), "it is session or transaction")
 	}
-	if err := c.validateReads(); err != nil {
-		return err
-	}
-	if c.Listen == "" {
-		return errors.New("gateway: no address to listen on")
-	}
-	for _, addr := range []string{c.Listen, c.ReadListen} {
-		if addr == "" {
-			continue
-		}
-		local, err := loopback(addr)
-		if err != nil {
-			return err
-		}
-		if !local && c.Users == "" && c.AuthQuery == "" {
-			return hint.Wrap(fmt.Errorf("gateway: refuse to listen on %s without a users file", addr),
-				"give a users file or a query for users, so that clients must authenticate, or listen on 127.0.0.1")
-		}
-	}
-	return nil
+	return c.validateReads()
 }
 
 // loopback reports whether addr can be reached from this machine only.

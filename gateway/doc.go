@@ -44,9 +44,15 @@
 // follows an epoch that it was not told of, and ends a hold whose orchestrator is gone ([Gateway.Lost]). As
 // long as the orchestrator lives nobody else decides.
 //
+// # Several databases
+//
+// A [Hall] is the pair of doors. The database that a client asks for says which of the hall's gateways it
+// comes to; each of them has its own backends, owner, hold, users, limits and figures, so that one may switch
+// while the others go on. A gateway made by [New] has a hall of its own.
+//
 // # Another process
 //
-// [Gateway.HandOver] gives the open doors to the next process; the clients that are here stay until they
+// [Hall.HandOver] gives the open doors to the next process; the clients that are here stay until they
 // leave. Package control is how another process drives a gateway, and takes over from it.
 //
 // # What clients are told

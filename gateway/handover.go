@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ErrRetired is how Run ends after [Gateway.HandOver], once every client has left.
+// ErrRetired is how Run ends after [Hall.HandOver], once every client has left.
 var ErrRetired = errors.New("another process has taken the doors over")
 
 // ErrHeld refuses to hand over while clients are held: the queue and its order cannot move.
@@ -24,19 +24,24 @@ type Position struct {
 	Percent  int     `json:"percent"`  // of the reads
 }
 
-// HandOver stops accepting clients and returns the open doors, by name, for another process to accept
-// them: nobody who knocks meanwhile is turned away. The clients that are here stay until they leave,
-// at most RetireTimeout, and follow Hold and Release as before.
-func (g *Gateway) HandOver(ctx context.Context) (Position, map[string]*os.File, error) {
-	g.mu.Lock()
-	if g.mu.hold != nil || g.route.Load().draining {
+// HandOver stops accepting clients and returns where each database stands and the open doors, by name,
+// for another process to accept clients there: nobody who knocks meanwhile is turned away. The clients that
+// are here stay until they leave, at most RetireTimeout, and follow Hold and Release as before.
+func (h *Hall) HandOver(ctx context.Context) (map[string]Position, map[string]*os.File, error) {
+	positions := map[string]Position{}
+	for name, g := range h.gateways {
+		g.mu.Lock()
+		held := g.mu.hold != nil || g.route.Load().draining
+		positions[name] = g.positionLocked()
 		g.mu.Unlock()
-		return Position{}, nil, ErrHeld
+		if held {
+			return nil, nil, ErrHeld
+		}
 	}
-	p := g.positionLocked()
-	listeners := g.mu.listeners
-	g.mu.Unlock()
-
+	listeners, err := h.give()
+	if err != nil {
+		return nil, nil, err
+	}
 	files := map[string]*os.File{}
 	for d, ln := range listeners {
 		f, err := ln.File()
@@ -44,39 +49,58 @@ func (g *Gateway) HandOver(ctx context.Context) (Position, map[string]*os.File, 
 			for _, f := range files {
 				_ = f.Close()
 			}
-			return Position{}, nil, fmt.Errorf("hand over the %s door: %w", d, err)
+			h.keep()
+			return nil, nil, fmt.Errorf("hand over the %s door: %w", d, err)
 		}
 		files[string(d)] = f
 	}
-	g.retiring.Store(true)
+	close(h.retired)
 	for _, ln := range listeners {
 		_ = ln.Close()
 	}
-	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "doors handed over", slog.Int("clients", g.Stats().Clients))
-	return p, files, nil
+	h.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "doors handed over", slog.Int("clients", h.clients()))
+	return positions, files, nil
+}
+
+// give returns the doors to whoever hands them over, once.
+func (h *Hall) give() (map[door]*net.TCPListener, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mu.handed {
+		return nil, ErrRetired
+	}
+	h.mu.handed = true
+	return h.mu.listeners, nil
+}
+
+// keep takes give back.
+func (h *Hall) keep() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.handed = false
 }
 
 // retire waits until the last client has left.
-func (g *Gateway) retire(ctx context.Context) error {
-	timer := time.NewTimer(g.cfg.RetireTimeout)
+func (h *Hall) retire(ctx context.Context) error {
+	timer := time.NewTimer(h.cfg.RetireTimeout)
 	defer timer.Stop()
-	for g.Stats().Clients > 0 {
+	for h.clients() > 0 {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-timer.C:
 			return ErrRetired
-		case <-g.left:
+		case <-h.left:
 		}
 	}
 	return ErrRetired
 }
 
 // listen opens a door, or takes over one that is open.
-func (g *Gateway) listen(ctx context.Context, d door, addr string) (*net.TCPListener, error) {
+func (h *Hall) listen(ctx context.Context, d door, addr string) (*net.TCPListener, error) {
 	var ln net.Listener
 	var err error
-	if f := g.cfg.Doors[string(d)]; f != nil {
+	if f := h.cfg.Doors[string(d)]; f != nil {
 		ln, err = net.FileListener(f)
 		_ = f.Close()
 	} else {
@@ -94,11 +118,11 @@ func (g *Gateway) listen(ctx context.Context, d door, addr string) (*net.TCPList
 	return tcp, nil
 }
 
-// Position returns where the gateway stands, and whether it has handed its doors over.
-func (g *Gateway) Position() (p Position, retiring bool) {
+// Position returns where the gateway stands.
+func (g *Gateway) Position() Position {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.positionLocked(), g.retiring.Load()
+	return g.positionLocked()
 }
 
 func (g *Gateway) positionLocked() Position {

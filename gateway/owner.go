@@ -52,6 +52,7 @@ func (g *Gateway) watchOwner(ctx context.Context) error {
 func (g *Gateway) askOwner(ctx context.Context) (Ownership, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.cfg.MoveTimeout)
 	defer cancel()
+	g.count.asks.Add(1)
 	return g.cfg.Ask(ctx)
 }
 

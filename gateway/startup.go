@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -39,18 +40,29 @@ type startup struct {
 // A cancelKey is what a client must know to cancel: it got it as BackendKeyData.
 type cancelKey struct{ pid, secret uint32 }
 
+// wants returns the name of the database that a client asks for: that of its user, if it names none.
+func (s *startup) wants() string { return cmp.Or(s.params["database"], s.params["user"]) }
+
 // serve takes one client from its first byte to its last. ctx ends what has not begun to work.
-func (g *Gateway) serve(ctx, life context.Context, conn net.Conn, d door) {
+func (h *Hall) serve(ctx, life context.Context, conn net.Conn, d door) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	s, err := g.start(ctx, &conn, d)
+	hello, err := h.receive(ctx, &conn)
 	if err != nil {
-		g.tell(ctx, conn, err)
+		h.tell(ctx, conn, err)
 		return
 	}
-	if s == nil {
+	if hello == nil {
 		return // it was a cancel request
 	}
+	g := h.lead(hello)
+	s, err := g.start(ctx, conn, hello, d)
+	if err != nil {
+		h.leave() // who is only told has no place
+		h.tell(ctx, conn, err)
+		return
+	}
+	defer h.leave()
 	defer g.clientGone()
 	if !stop() { // too late: the connection is closed already
 		s.refused()
@@ -63,7 +75,7 @@ func (g *Gateway) serve(ctx, life context.Context, conn net.Conn, d door) {
 }
 
 // tell sends the client the reason why it cannot come in, when it is one that clients understand.
-func (g *Gateway) tell(ctx context.Context, conn net.Conn, err error) {
+func (h *Hall) tell(ctx context.Context, conn net.Conn, err error) {
 	var (
 		own    *refusal
 		theirs *serverError
@@ -77,37 +89,49 @@ func (g *Gateway) tell(ctx context.Context, conn net.Conn, err error) {
 		own.fatal = true
 		out = own.appendTo(nil)
 	default:
-		g.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "client did not get in", slog.Any("err", err))
+		h.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "client did not get in", slog.Any("err", err))
 		return
 	}
-	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "client refused", slog.String("client", conn.RemoteAddr().String()), slog.Any("err", logged(err)))
+	h.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "client refused", slog.String("client", conn.RemoteAddr().String()), slog.Any("err", logged(err)))
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
 	if _, err := conn.Write(out); err == nil {
 		drain(conn)
 	}
 }
 
-// start brings a client to the point where it may send its first query. It returns nil for a
-// cancel request, which has been carried out. A client that asks for TLS gets it: conn changes.
-func (g *Gateway) start(ctx context.Context, conn *net.Conn, d door) (client, error) {
-	if err := (*conn).SetDeadline(time.Now().Add(g.cfg.StartupTimeout)); err != nil {
+// receive reads what a client wants. It returns nil for a cancel request, which has been carried out. A
+// client that asks for TLS gets it: conn changes. Who is received has been counted.
+func (h *Hall) receive(ctx context.Context, conn *net.Conn) (*startup, error) {
+	if err := (*conn).SetDeadline(time.Now().Add(h.cfg.StartupTimeout)); err != nil {
 		return nil, err
 	}
-	hello, err := readStartup(*conn, g.upgrade(ctx, conn))
+	hello, err := readStartup(*conn, h.upgrade(ctx, conn))
 	if err != nil {
 		return nil, err
 	}
 	if hello.code == codeCancel {
-		g.cancel(ctx, hello.body)
+		h.cancel(ctx, hello.body)
 		return nil, nil
 	}
-	if err := g.encrypted(*conn); err != nil {
+	if err := h.encrypted(*conn); err != nil {
 		return nil, err
 	}
-	if !g.admitClient() {
-		return nil, &refusal{fatal: true, code: "53300", message: "sorry, too many clients already"}
+	if !h.enter() {
+		return nil, tooMany()
 	}
-	s, err := g.admit(ctx, *conn, hello, d)
+	return hello, nil
+}
+
+func tooMany() *refusal {
+	return &refusal{fatal: true, code: "53300", message: "sorry, too many clients already"}
+}
+
+// start brings a client to the point where it may send its first query.
+func (g *Gateway) start(ctx context.Context, conn net.Conn, hello *startup, d door) (client, error) {
+	if !g.admitClient() {
+		return nil, tooMany()
+	}
+	s, err := g.admit(ctx, conn, hello, d)
 	if err != nil {
 		g.clientGone()
 		return nil, err
@@ -126,6 +150,9 @@ func (g *Gateway) admit(ctx context.Context, conn net.Conn, hello *startup, d do
 	}
 	if err := g.authenticate(ctx, conn, who); err != nil {
 		return nil, err
+	}
+	if g.name != "" {
+		database = hello.wants()
 	}
 	if !g.knows(database) {
 		return nil, &refusal{
@@ -350,8 +377,8 @@ func negotiate(conn net.Conn, hello *startup) error {
 }
 
 func (g *Gateway) knows(database string) bool {
-	if database == "" {
-		return true
+	if g.name != "" || database == "" {
+		return database == g.name
 	}
 	for _, dsn := range g.cfg.Backends {
 		if dsn.Database() == database {
@@ -362,6 +389,9 @@ func (g *Gateway) knows(database string) bool {
 }
 
 func (g *Gateway) databases() string {
+	if g.name != "" {
+		return g.hall.names()
+	}
 	var names []string
 	for _, dsn := range g.cfg.Backends {
 		if name := fmt.Sprintf("%q", dsn.Database()); len(names) == 0 || names[0] != name {
@@ -379,28 +409,34 @@ func appendParams(b []byte, params map[string]string) []byte {
 }
 
 // cancel passes a cancel request on to where the session is now.
-func (g *Gateway) cancel(ctx context.Context, body []byte) {
+func (h *Hall) cancel(ctx context.Context, body []byte) {
 	if len(body) == 8 {
-		g.Cancel(ctx, binary.BigEndian.Uint32(body), binary.BigEndian.Uint32(body[4:]))
+		h.Cancel(ctx, binary.BigEndian.Uint32(body), binary.BigEndian.Uint32(body[4:]))
 	}
 }
 
 // Cancel is a cancel request with the key data of a session, here or elsewhere.
-func (g *Gateway) Cancel(ctx context.Context, pid, secret uint32) {
-	g.mu.Lock()
-	s := g.mu.keys[cancelKey{pid, secret}]
-	g.mu.Unlock()
-	if s == nil {
-		if g.cfg.Elsewhere != nil {
-			g.cfg.Elsewhere(ctx, pid, secret)
+func (h *Hall) Cancel(ctx context.Context, pid, secret uint32) {
+	for _, g := range h.gateways {
+		if s := g.keyed(cancelKey{pid, secret}); s != nil {
+			ctx, done := context.WithTimeout(ctx, g.cfg.MoveTimeout)
+			defer done()
+			if err := s.cancelQuery(ctx); err != nil {
+				g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cancel request did not reach the backend", slog.Any("err", err))
+			}
+			return
 		}
-		return
 	}
-	ctx, done := context.WithTimeout(ctx, g.cfg.MoveTimeout)
-	defer done()
-	if err := s.cancelQuery(ctx); err != nil {
-		g.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cancel request did not reach the backend", slog.Any("err", err))
+	if h.cfg.Elsewhere != nil {
+		h.cfg.Elsewhere(ctx, pid, secret)
 	}
+}
+
+// keyed returns the client with that key data, nil for none.
+func (g *Gateway) keyed(key cancelKey) client {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.keys[key]
 }
 
 // newKey makes the key data of a session. The process id is that of the first server session, so

@@ -98,8 +98,8 @@ func (r *replay) Read(p []byte) (int, error) {
 }
 
 // encrypted refuses a client in the clear where that is not allowed.
-func (g *Gateway) encrypted(conn net.Conn) error {
-	if _, ok := conn.(*secured); ok || !g.cfg.TLS.Required && g.cfg.TLS.ClientCA == "" {
+func (h *Hall) encrypted(conn net.Conn) error {
+	if _, ok := conn.(*secured); ok || !h.cfg.TLS.Required && h.cfg.TLS.ClientCA == "" {
 		return nil
 	}
 	return &refusal{
@@ -109,8 +109,8 @@ func (g *Gateway) encrypted(conn net.Conn) error {
 }
 
 // upgrade returns what makes conn secure when the client asks for it, nil where that is declined.
-func (g *Gateway) upgrade(ctx context.Context, conn *net.Conn) func(already []byte) (io.ReadWriter, error) {
-	cfg := g.tls.Load()
+func (h *Hall) upgrade(ctx context.Context, conn *net.Conn) func(already []byte) (io.ReadWriter, error) {
+	cfg := h.tls.Load()
 	if cfg == nil {
 		return nil
 	}

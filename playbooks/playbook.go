@@ -127,7 +127,8 @@ type Router struct {
 	ReadListen string `yaml:"read_listen" json:"read_listen,omitempty" jsonschema:"description=Read-only door; default the port after listen's"`
 	Users      string `yaml:"users" json:"users,omitempty" jsonschema:"description=File with users and their passwords or SCRAM secrets; without one only loopback clients are let in"`
 
-	Control []string `yaml:"control" json:"control,omitempty" jsonschema:"description=Control sockets of gateways that run as processes of their own (ficus gateway); this migration then opens no doors itself"`
+	Control  []string `yaml:"control" json:"control,omitempty" jsonschema:"description=Control sockets of gateways that run as processes of their own (ficus gateway); this migration then opens no doors itself"`
+	Database string   `yaml:"database" json:"database,omitempty" jsonschema:"description=Which of the databases behind these gateways is this migration's; needed where they lead to several"`
 
 	Reads      Reads       `yaml:"reads" json:"reads,omitzero" jsonschema:"description=How the gateway leads reads"`
 	Shadow     Shadow      `yaml:"shadow" json:"shadow,omitzero" jsonschema:"description=Reads that the gateway runs on both databases to compare the answers"`

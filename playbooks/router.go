@@ -38,6 +38,8 @@ func (p *Playbook) badRouter() string {
 		return fmt.Sprintf("router.type is %q: want %s", r.Type, strings.Join(types[:4], ", ")+" or none")
 	case r.Type != "gateway" && len(r.Control) > 0:
 		return "router.control goes with router.type: gateway"
+	case r.Database != "" && len(r.Control) == 0:
+		return "router.database goes with router.control"
 	case (r.Type == "pgbouncer") != (len(r.PgBouncers) > 0):
 		return "router.pgbouncers goes with router.type: pgbouncer, and at least one is needed there"
 	case (r.Type == "hooks") != (r.Hooks != RouterHooks{}):

@@ -26,6 +26,8 @@ import (
 type gatewayFlags struct {
 	source, target string
 	owner          string
+	databases      string
+	metrics        string
 	control        string
 	takeOver       bool
 	pooling        string
@@ -37,9 +39,11 @@ func (f *gatewayFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.source, "source", "", "connection string of the database that is moved")
 	fs.StringVar(&f.target, "target", "", "connection string of the database that it is moved to; may be left away before and after a migration")
 	fs.StringVar(&f.owner, "owner", "source", "who owns the data as long as neither database says so: source or target")
+	fs.StringVar(&f.databases, "databases", "", "file with several databases behind the same doors, by the name that clients ask for; instead of --source, --target and --owner")
 	fs.StringVar(&f.cfg.Listen, "gateway-listen", "127.0.0.1:7432", "address of the read-write door")
 	fs.StringVar(&f.cfg.ReadListen, "gateway-read-listen", "", "address of the read-only door (default: the next port)")
 	fs.StringVar(&f.control, "control", "", "Unix socket on which a migration drives this gateway (default: gateway.sock in the data directory)")
+	fs.StringVar(&f.metrics, "metrics-listen", "", "address that answers /metrics, /healthz and /readyz, for anybody who reaches it (default: none)")
 	fs.BoolVar(&f.takeOver, "take-over", true, "take the doors over from the gateway that listens at --control, if there is one; no client is dropped")
 	fs.StringVar(&f.cfg.Users, "users", "", "file with the users that the gateway lets in")
 	fs.StringVar(&f.cfg.AuthQuery, "auth-query", "", "query for users that the file does not hold: takes the name as $1, returns name and secret")
@@ -47,7 +51,7 @@ func (f *gatewayFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.cfg.TLS.Key, "tls-key", "", "key of the certificate (PEM)")
 	fs.StringVar(&f.cfg.TLS.ClientCA, "tls-client-ca", "", "authorities whose certificates clients must show (PEM)")
 	fs.BoolVar(&f.cfg.TLS.Required, "tls-required", false, "refuse clients without TLS")
-	fs.IntVar(&f.cfg.MaxClients, "max-clients", 10_000, "connections of clients")
+	fs.IntVar(&f.cfg.MaxClients, "max-clients", 10_000, "connections of clients; of all databases together, and of each")
 	fs.IntVar(&f.cfg.MaxPerUser, "max-per-user", 0, "of them, those of one user; 0 for no limit")
 	fs.IntVar(&f.cfg.MaxServers, "max-servers", 0, "server sessions on each database, for which clients wait in their order; 0 for no limit")
 	fs.DurationVar(&f.cfg.ServerWait, "server-wait", 30*time.Second, "how long a client waits for one of --max-servers")
@@ -76,41 +80,13 @@ clients have left: no connection is refused and none is cut. A signal HUP reads 
 	return cmd
 }
 
-// config turns the flags into a gateway's configuration.
-func (f *gatewayFlags) config(cmd *cobra.Command) (gateway.Config, error) {
-	c := f.cfg
-	c.Pooling = gateway.Pooling(f.pooling)
-	c.Backends = map[gateway.Backend]pg.DSN{}
-	for side, s := range map[migrate.Side]string{migrate.Source: f.source, migrate.Target: f.target} {
-		if s == "" {
-			continue
-		}
-		dsn, err := pg.Parse(s)
-		if err != nil {
-			return c, &statusError{exitUsage, fmt.Errorf("--%s: %w", side, err)}
-		}
-		c.Backends[gateway.Backend(side)] = dsn
-	}
-	c.Owner = gateway.Backend(f.owner)
-	if _, ok := c.Backends[c.Owner]; !ok {
-		return c, usageError(cmd, hint.Wrap(fmt.Errorf("there is no connection string for the owner, the %s", f.owner), "give --%s, or the other side with --owner", f.owner))
-	}
-	if c.ReadListen == "" {
-		var err error
-		if c.ReadListen, err = nextPort(c.Listen); err != nil {
-			return c, usageError(cmd, err)
-		}
-	}
-	return c, nil
-}
-
 func (a *app) runGateway(cmd *cobra.Command, f gatewayFlags) error {
 	ctx := cmd.Context()
-	c, err := f.config(cmd)
+	h, err := f.hall(cmd)
 	if err != nil {
 		return err
 	}
-	if c.Log, err = a.log(); err != nil {
+	if h.Log, err = a.log(); err != nil {
 		return err
 	}
 	if f.control == "" {
@@ -119,61 +95,96 @@ func (a *app) runGateway(cmd *cobra.Command, f gatewayFlags) error {
 		}
 		f.control = filepath.Join(a.dataDir, "gateway.sock")
 	}
-	o, err := newOwners(ctx, c.Backends)
-	if err != nil {
-		return err
+	for name, c := range h.Databases {
+		o, err := newOwners(ctx, c.Backends)
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		if h.Databases[name], err = asked(ctx, c, o); err != nil && name != "" {
+			return fmt.Errorf("database %s: %w", name, err)
+		} else if err != nil {
+			return err
+		}
 	}
-	defer o.Close()
-	c.Ask = o.ask
-	if said, err := o.ask(ctx); err != nil {
-		return hint.Wrap(fmt.Errorf("ask who owns the data: %w", err), "one of the databases must answer when the gateway starts")
-	} else if said.Owner != "" {
-		c.Owner, c.Epoch, c.Answered = said.Owner, said.Epoch, true
-	}
-	var before *control.Client
+	cc := control.Config{Path: f.control, Log: h.Log}
 	if f.takeOver {
 		in, err := control.TakeOver(ctx, f.control)
 		if err != nil {
 			return hint.Wrap(err, "start it with --take-over=false on another --control and address to leave that one alone")
 		}
 		if in != nil {
-			c.Owner, c.Epoch, c.Answered, c.Percent = in.Owner, in.Epoch, in.Answered, in.Percent
-			c.Doors, before = in.Doors, in.Before
-			c.Elsewhere = func(ctx context.Context, pid, secret uint32) {
-				if err := before.Cancel(ctx, pid, secret); err != nil && !errors.Is(err, control.ErrGone) {
-					c.Log.LogAttrs(ctx, slog.LevelWarn, "cancel request did not reach the process before", slog.Any("err", err))
-				}
-			}
-			defer before.Close()
+			inherit(ctx, &h, in)
+			cc.Before = in.Before
 		}
 	}
-	return a.serveGateway(ctx, c, control.Config{Path: f.control, Before: before, Log: c.Log})
+	return a.serveGateway(ctx, h, cc, f.metrics)
 }
 
-// serveGateway runs the gateway with its control beside it.
-func (a *app) serveGateway(ctx context.Context, c gateway.Config, cc control.Config) error {
-	g, err := gateway.New(c)
+// asked lets the databases say who owns, now and later.
+func asked(ctx context.Context, c gateway.Config, o owners) (gateway.Config, error) {
+	c.Ask = o.ask
+	said, err := o.ask(ctx)
+	if err != nil {
+		return c, hint.Wrap(fmt.Errorf("ask who owns the data: %w", err), "one of the databases must answer when the gateway starts")
+	}
+	if said.Owner != "" {
+		c.Owner, c.Epoch, c.Answered = said.Owner, said.Epoch, true
+	}
+	return c, nil
+}
+
+// inherit goes on from where the process before is.
+func inherit(ctx context.Context, h *gateway.HallConfig, in *control.Inheritance) {
+	for name, was := range in.Databases {
+		c, ok := h.Databases[name]
+		if !ok {
+			h.Log.LogAttrs(ctx, slog.LevelWarn, "clients of a database that is not there any more stay with the process before, which follows what the database says",
+				slog.String("database", name))
+			continue
+		}
+		c.Owner, c.Epoch, c.Answered, c.Percent = was.Owner, was.Epoch, was.Answered, was.Percent
+		h.Databases[name] = c
+	}
+	h.Doors = in.Doors
+	h.Elsewhere = func(ctx context.Context, pid, secret uint32) {
+		if err := in.Cancel(ctx, pid, secret); err != nil {
+			h.Log.LogAttrs(ctx, slog.LevelWarn, "cancel request did not reach the process before", slog.Any("err", err))
+		}
+	}
+}
+
+// serveGateway runs the gateways with their control beside them.
+func (a *app) serveGateway(ctx context.Context, hc gateway.HallConfig, cc control.Config, metrics string) error {
+	h, err := gateway.NewHall(hc)
 	if err != nil {
 		return err
 	}
-	cc.Gateway = g
+	cc.Hall = h
 	server, err := control.New(cc)
 	if err != nil {
 		return err
 	}
 	group, running := errgroup.WithContext(ctx)
-	group.Go(func() error { return g.Run(running) })
+	group.Go(func() error { return h.Run(running) })
 	group.Go(func() error {
 		select {
-		case <-g.Listening():
+		case <-h.Listening():
 		case <-running.Done():
 			return context.Cause(running)
 		}
-		a.line("listening", map[string]any{"gateway": g.Addr().String(), "gateway_read_only": g.ReadAddr().String(), "control": cc.Path},
-			fmt.Sprintf("application connects to %s (reads only: %s), migrations to %s", g.Addr(), g.ReadAddr(), cc.Path))
+		a.line("listening", map[string]any{"gateway": h.Addr().String(), "gateway_read_only": h.ReadAddr().String(), "control": cc.Path},
+			fmt.Sprintf("application connects to %s (reads only: %s), migrations to %s", h.Addr(), h.ReadAddr(), cc.Path))
 		return server.Run(running)
 	})
-	group.Go(func() error { return a.reloads(running, g, c.Log) })
+	if metrics != "" {
+		p := gatewayPort{addr: metrics, hall: h}
+		if only, ok := hc.Databases[""]; ok {
+			p.name = only.Backends[only.Owner].Database()
+		}
+		group.Go(func() error { return p.run(running) })
+	}
+	group.Go(func() error { return a.reloads(running, h, hc.Log) })
 	err = group.Wait()
 	if errors.Is(err, gateway.ErrRetired) {
 		return nil
@@ -182,7 +193,7 @@ func (a *app) serveGateway(ctx context.Context, c gateway.Config, cc control.Con
 }
 
 // reloads reads users and certificate again at each SIGHUP.
-func (a *app) reloads(ctx context.Context, g *gateway.Gateway, log *slog.Logger) error {
+func (a *app) reloads(ctx context.Context, h *gateway.Hall, log *slog.Logger) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -191,7 +202,7 @@ func (a *app) reloads(ctx context.Context, g *gateway.Gateway, log *slog.Logger)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-hup:
-			if err := g.Reload(); err != nil {
+			if err := h.Reload(); err != nil {
 				log.LogAttrs(ctx, slog.LevelError, "reload failed, users and certificate stay as they were", slog.Any("err", err))
 			} else {
 				log.LogAttrs(ctx, slog.LevelInfo, "users and certificate read again")

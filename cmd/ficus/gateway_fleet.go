@@ -20,10 +20,10 @@ type fleet struct {
 	log      *slog.Logger
 }
 
-func newFleet(sockets []string, log *slog.Logger) *fleet {
+func newFleet(sockets []string, database string, log *slog.Logger) *fleet {
 	f := &fleet{log: log}
 	for _, path := range sockets {
-		f.gateways = append(f.gateways, control.NewClient(path))
+		f.gateways = append(f.gateways, control.NewClient(path, database))
 	}
 	return f
 }

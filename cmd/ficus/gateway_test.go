@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
@@ -62,10 +64,80 @@ func TestGatewayProcess(t *testing.T) {
 	}
 }
 
+// TestGatewayDatabases: of two databases behind one gateway one is moved to another cluster, and pgbench on
+// neither notices anything. The gateway shows the figures of each.
+func TestGatewayDatabases(t *testing.T) {
+	t.Parallel()
+	source, target, other := pgtest.DB(t), pgtest.DB(t), pgtest.DB(t)
+	pgtest.Load(t, source, "pgbench")
+	pgtest.Load(t, other, "pgbench")
+	doors, api := freeAddrs(t)
+	metrics, _ := freeAddrs(t)
+	file := func(name, text string) string {
+		path := filepath.Join(t.TempDir(), name)
+		must(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	socket := filepath.Join(t.TempDir(), "gw.sock")
+	databases := file("databases.yaml", fmt.Sprintf("databases:\n  shop: {source: %q, target: %q}\n  billing: {source: %q, max_clients: 20}\n", source.URL, target.URL, other.URL))
+	gw := ficus(t, t.TempDir(), "gateway", "--databases", databases, "--gateway-listen", doors, "--control", socket, "--metrics-listen", metrics)
+	gw.line("listening", nil)
+	stops := []func() string{pgbench(t, doors, "shop", "-c", "2"), pgbench(t, doors, "billing", "-c", "2")}
+
+	book := file("book.yaml", fmt.Sprintf("name: %s\ngates: {approval: false, lag_window: 1s}\npromote: {reads: [50]}\nrouter: {control: [%q], database: shop}\n", nameFor(source), socket))
+	run := ficus(t, t.TempDir(), "run", "-f", book, "--source", source.URL, "--target", target.URL, "--listen", api)
+	run.line("result", map[string]any{"phase": "promoted"})
+	for name, want := range map[string]string{"shop": target.Name, "billing": other.Name} {
+		conn, err := pgx.Connect(t.Context(), fmt.Sprintf("postgres://postgres@%s/%s?sslmode=disable", doors, name))
+		must(t, err)
+		var got string
+		must(t, conn.QueryRow(t.Context(), "SELECT current_database()").Scan(&got))
+		if got != want {
+			t.Errorf("%s leads to %s, want %s", name, got, want)
+		}
+		must(t, conn.Close(t.Context()))
+	}
+	if _, err := pgx.Connect(t.Context(), fmt.Sprintf("postgres://postgres@%s/%s?sslmode=disable", doors, source.Name)); pg.Code(err) != "3D000" {
+		t.Errorf("a database that is not in the file: %v", err)
+	}
+	var text string
+	for _, want := range []string{
+		`ficus_gateway_moved_total{database="billing"} 0`, `ficus_gateway_clients{database="billing"} 2`, `ficus_gateway_clients{database="shop"} 2`,
+		`ficus_gateway_stall_seconds{database="shop",quantile="1"} 0.`, `ficus_gateway_stall_seconds{database="billing",quantile="1"} 0` + "\n",
+	} {
+		pgtest.Eventually(t, "metrics to say "+want, func() bool {
+			text = get(t, "http://"+metrics+"/metrics")
+			return strings.Contains(text, want)
+		})
+	}
+	if moved := regexp.MustCompile(`ficus_gateway_moved_total\{database="shop"\} [1-9]`); !moved.MatchString(text) {
+		t.Errorf("metrics do not count the shop's clients that moved:\n%s", text)
+	}
+	if got := get(t, "http://"+metrics+"/readyz"); !strings.Contains(got, `"status":"ok"`) {
+		t.Errorf("readyz: %s", got)
+	}
+	for _, stop := range stops {
+		text := stop()
+		for _, bad := range []string{"aborted", "ERROR", "FATAL", "connection to server was lost"} {
+			if strings.Contains(text, bad) {
+				t.Errorf("pgbench saw %q:\n%s", bad, tail(text, 3000))
+			}
+		}
+	}
+}
+
 // TestGatewayUsage: what is missing is said before anything is opened.
 func TestGatewayUsage(t *testing.T) {
 	t.Parallel()
+	odd := filepath.Join(t.TempDir(), "odd.yaml")
+	must(t, os.WriteFile(odd, []byte("databases: {shop: {source: postgresql://x@127.0.0.1/x, poling: x}}\n"), 0o600))
+	empty := filepath.Join(t.TempDir(), "empty.yaml")
+	must(t, os.WriteFile(empty, []byte("databases: {}\n"), 0o600))
 	for what, args := range map[string][]string{
+		"no such key":    {"gateway", "--databases", odd},
+		"no database":    {"gateway", "--databases", empty},
+		"no file":        {"gateway", "--databases", odd + ".none"},
+		"both":           {"gateway", "--databases", odd, "--source", "postgresql://x@127.0.0.1/x"},
 		"no source":      {"gateway"},
 		"no owner":       {"gateway", "--source", "postgresql://x@127.0.0.1/x", "--owner", "target"},
 		"not a DSN":      {"gateway", "--source", "postgresql://%zz"},

@@ -33,7 +33,7 @@ func (a *app) newServer(m *manager, f serverFlags, log *slog.Logger) (*api.Serve
 	return api.New(api.Config{
 		Service: m, Listen: f.listen, Tokens: f.tokens, TLSCert: f.tlsCert, TLSKey: f.tlsKey,
 		Web: web.FS(), Version: versionText(), Log: log.With(slog.String("part", "api")),
-		Collectors: []prometheus.Collector{newGatewayMetrics(m), newDoorMetrics(m)},
+		Collectors: []prometheus.Collector{newGatewayMetrics("migration", m.gateways), newDoorMetrics(m)},
 	})
 }
 

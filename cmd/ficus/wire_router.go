@@ -46,7 +46,7 @@ func (j *job) router(log *slog.Logger) (migrate.Router, error) {
 	places := map[migrate.Side]pg.DSN{migrate.Source: j.source, migrate.Target: j.target}
 	switch router.Kind(r.Type) {
 	case router.KindGateway:
-		return newFleet(r.Control, log), nil
+		return newFleet(r.Control, r.Database, log), nil
 	case router.KindHTTP: // wireDoor makes it
 	case router.KindPgBouncer:
 		return j.pgbouncer(log)

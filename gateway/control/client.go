@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,8 +24,9 @@ var ErrGone = errors.New("no gateway is there")
 
 // A Client drives the gateway behind a socket. Its methods may be called concurrently.
 type Client struct {
-	path string
-	http *http.Client
+	path     string
+	database string
+	http     *http.Client
 
 	mu struct {
 		sync.Mutex
@@ -33,12 +35,13 @@ type Client struct {
 	}
 }
 
-// NewClient returns a client for the socket at path. It connects when it is used.
-func NewClient(path string) *Client {
+// NewClient returns a client for one database behind the socket at path; "" is the only one there. It
+// connects when it is used.
+func NewClient(path, database string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}
-	return &Client{path: path, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	return &Client{path: path, database: database, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
 }
 
 // Close ends the lease of a hold, if there is one, and idle connections.
@@ -140,6 +143,13 @@ func (c *Client) call(ctx context.Context, path string, form url.Values) error {
 
 // send returns the answer when it is a good one.
 func (c *Client) send(ctx context.Context, method, path string, form url.Values) (*http.Response, error) {
+	if c.database != "" {
+		form = maps.Clone(form)
+		if form == nil {
+			form = url.Values{}
+		}
+		form.Set("database", c.database)
+	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://gateway"+path+"?"+form.Encode(), http.NoBody)
 	if err != nil {
 		return nil, err

@@ -48,17 +48,17 @@ func start(t *testing.T, path string, dbs map[gateway.Backend]*pgtest.Database, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	var before *Client
+	var before map[string]*Client
 	if in != nil {
-		cfg.Owner, cfg.Epoch, cfg.Answered, cfg.Percent, cfg.Doors, before = in.Owner, in.Epoch, in.Answered, in.Percent, in.Doors, in.Before
-		cfg.Elsewhere = func(ctx context.Context, pid, secret uint32) { _ = before.Cancel(ctx, pid, secret) }
-		t.Cleanup(before.Close)
+		was := in.Databases[""]
+		cfg.Owner, cfg.Epoch, cfg.Answered, cfg.Percent, cfg.Doors, before = was.Owner, was.Epoch, was.Answered, was.Percent, in.Doors, in.Before
+		cfg.Elsewhere = func(ctx context.Context, pid, secret uint32) { _ = in.Cancel(ctx, pid, secret) }
 	}
 	g, err := gateway.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{Gateway: g, Path: path, Before: before, Log: cfg.Log})
+	s, err := New(Config{Hall: g.Hall(), Path: path, Before: before, Log: cfg.Log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func start(t *testing.T, path string, dbs map[gateway.Backend]*pgtest.Database, 
 	})
 	t.Cleanup(p.stop)
 	<-g.Listening()
-	c := NewClient(path)
+	c := NewClient(path, "")
 	t.Cleanup(c.Close)
 	pgtest.Eventually(t, "control answers", func() bool {
 		_, err := c.Status(t.Context())
@@ -115,7 +115,7 @@ func TestDrive(t *testing.T) {
 	t.Parallel()
 	dbs := databases(t)
 	p := start(t, filepath.Join(t.TempDir(), "g.sock"), dbs, nil)
-	c := NewClient(p.path)
+	c := NewClient(p.path, "")
 	defer c.Close()
 	conn := connect(t, p, dbs)
 	if err := c.Hold(t.Context(), 2); err != nil {
@@ -182,7 +182,7 @@ func TestOrchestratorDies(t *testing.T) {
 		return gateway.Ownership{Owner: source, Epoch: 1, Open: true}, nil
 	})
 	conn := connect(t, p, dbs)
-	dies := NewClient(p.path)
+	dies := NewClient(p.path, "")
 	if err := dies.Hold(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
@@ -244,13 +244,12 @@ func TestTakeOver(t *testing.T) {
 	calm.Store(true)
 	wg.Wait()
 
-	c := NewClient(path)
+	c := NewClient(path, "")
 	defer c.Close()
 	held := make(chan error, 1)
 	go func() { held <- c.Hold(t.Context(), 2) }()
 	pgtest.Eventually(t, "the old process holds, too", func() bool {
-		st, _ := old.Position()
-		return st.Epoch == 2
+		return old.Position().Epoch == 2
 	})
 	select {
 	case err := <-held:

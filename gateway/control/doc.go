@@ -7,6 +7,8 @@
 //	GET  /v1/status                 Status as JSON
 //	POST /v1/handover               answers with the open doors, as file descriptors
 //
+// Where a gateway leads to several databases, database=NAME says which one is meant; a hand-over is one of all.
+//
 // An error has a 4xx status and a JSON body (problem). Whoever can write to the socket may do all this:
 // its file belongs to the user who runs the gateway, and to nobody else.
 //

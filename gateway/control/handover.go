@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -21,20 +22,34 @@ import (
 
 // A handed message goes along with the doors, whose file descriptors are in the order of their names.
 type handed struct {
-	gateway.Position
-	Doors []string `json:"doors"`
-	Path  string   `json:"path"` // where the old process listens for control from now on
+	Databases map[string]gateway.Position `json:"databases"`
+	Doors     []string                    `json:"doors"`
+	Path      string                      `json:"path"` // where the old process listens for control from now on
 }
 
 // An Inheritance is what a process takes over from the one before.
 type Inheritance struct {
-	gateway.Position
-	Doors  map[string]*os.File
-	Before *Client
+	Databases map[string]gateway.Position
+	Doors     map[string]*os.File
+	Before    map[string]*Client // by database
 }
 
-// maxHanded bounds the message; it holds little.
-const maxHanded = 4096
+// Cancel passes a cancel request on to the process before. It is no error when that is gone.
+func (in *Inheritance) Cancel(ctx context.Context, pid, secret uint32) error {
+	for _, before := range in.Before { // any of them: keys are the process's
+		if err := before.Cancel(ctx, pid, secret); !errors.Is(err, ErrGone) {
+			return err
+		}
+		break
+	}
+	return nil
+}
+
+// Bounds of the message: its first part, which brings the doors, and all of it.
+const (
+	maxHandedPart = 4096
+	maxHanded     = 4 << 20
+)
 
 // handover gives the doors away, and moves the control of this gateway to a path of its own.
 func (s *Server) handover(w http.ResponseWriter, r *http.Request) {
@@ -44,7 +59,7 @@ func (s *Server) handover(w http.ResponseWriter, r *http.Request) {
 		refuse(w, fmt.Errorf("hand over: %w", err))
 		return
 	}
-	p, files, err := s.cfg.Gateway.HandOver(r.Context())
+	p, files, err := s.cfg.Hall.HandOver(r.Context())
 	if err != nil {
 		_ = next.Close()
 		_ = os.Remove(path)
@@ -65,8 +80,8 @@ func (s *Server) handover(w http.ResponseWriter, r *http.Request) {
 }
 
 // give sends the doors over the connection of the request, instead of an answer.
-func give(w http.ResponseWriter, p gateway.Position, path string, files map[string]*os.File) error {
-	msg := handed{Position: p, Path: path}
+func give(w http.ResponseWriter, p map[string]gateway.Position, path string, files map[string]*os.File) error {
+	msg := handed{Databases: p, Path: path}
 	var fds []int
 	for name, f := range files {
 		defer f.Close()
@@ -89,7 +104,11 @@ func give(w http.ResponseWriter, p gateway.Position, path string, files map[stri
 	if !ok {
 		return errors.New("not a Unix socket")
 	}
-	_, _, err = u.WriteMsgUnix(body, syscall.UnixRights(fds...), nil)
+	first, rest := body[:min(len(body), maxHandedPart)], body[min(len(body), maxHandedPart):]
+	if _, _, err = u.WriteMsgUnix(first, syscall.UnixRights(fds...), nil); err != nil || len(rest) == 0 {
+		return err
+	}
+	_, err = u.Write(rest)
 	return err
 }
 
@@ -135,7 +154,7 @@ func takeOver(ctx context.Context, path string) (*Inheritance, error) {
 	if _, err := u.Write([]byte("POST /v1/handover HTTP/1.1\r\nHost: gateway\r\nContent-Length: 0\r\n\r\n")); err != nil {
 		return nil, err
 	}
-	body, rights := make([]byte, maxHanded), make([]byte, maxHanded)
+	body, rights := make([]byte, maxHandedPart), make([]byte, maxHandedPart)
 	n, nr, _, _, err := u.ReadMsgUnix(body, rights)
 	if err != nil {
 		return nil, err
@@ -147,7 +166,11 @@ func takeOver(ctx context.Context, path string) (*Inheritance, error) {
 		_, after, _ := strings.Cut(text, "\r\n\r\n")
 		return nil, fmt.Errorf("refused: %s", strings.TrimSpace(after))
 	}
-	return received(body[:n], rights[:nr])
+	more, err := io.ReadAll(io.LimitReader(u, maxHanded))
+	if err != nil {
+		return nil, err
+	}
+	return received(append(body[:n], more...), rights[:nr])
 }
 
 func received(body, rights []byte) (*Inheritance, error) {
@@ -170,7 +193,10 @@ func received(body, rights []byte) (*Inheritance, error) {
 	if len(fds) != len(msg.Doors) {
 		return nil, fmt.Errorf("%d doors came for %d names", len(fds), len(msg.Doors))
 	}
-	in := &Inheritance{Position: msg.Position, Doors: map[string]*os.File{}, Before: NewClient(msg.Path)}
+	in := &Inheritance{Databases: msg.Databases, Doors: map[string]*os.File{}, Before: map[string]*Client{}}
+	for name := range msg.Databases {
+		in.Before[name] = NewClient(msg.Path, name)
+	}
 	for i, name := range msg.Doors {
 		syscall.CloseOnExec(fds[i])
 		in.Doors[name] = os.NewFile(uintptr(fds[i]), name)

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,32 +23,40 @@ import (
 
 // Config holds what a Server needs.
 type Config struct {
-	Gateway *gateway.Gateway
+	Hall *gateway.Hall
 	// Path is the socket's. A file that is there is replaced.
 	Path string
-	// Before is the gateway whose doors this one took over; nil for none. It is told everything, too.
-	Before *Client
+	// Before is the process whose doors this one took over, by database; nil for none. It is told
+	// everything, too.
+	Before map[string]*Client
 	Log    *slog.Logger
 }
 
-// A Server takes orders for one gateway.
+// A Server takes orders for the gateways of one hall.
 type Server struct {
 	cfg Config
 	mux *http.ServeMux
 
 	mu struct {
 		sync.Mutex
-		leases map[int64]int // open answers to a hold, by epoch
-		before *Client       // nil once it is gone
+		leases map[lease]int      // open answers to a hold
+		before map[string]*Client // by database; who is gone is not there
 		own    *net.UnixListener
 		path   string // where own listens
 	}
 	moved chan *net.UnixListener // where to serve after a hand-over
 }
 
+// A lease is an orchestrator's, for one database.
+type lease struct {
+	database string
+	epoch    int64
+}
+
 // Status is what a gateway says about itself.
 type Status struct {
 	Doors    map[string]string `json:"doors"`
+	Database string            `json:"database,omitempty"` // as clients name it, where there are several
 	Owner    gateway.Backend   `json:"owner"`
 	Epoch    int64             `json:"epoch"`
 	Percent  int               `json:"reads_percent"`
@@ -66,12 +76,12 @@ type problem struct {
 
 // New checks cfg. It opens nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Gateway == nil || cfg.Path == "" || cfg.Log == nil {
-		return nil, errors.New("gateway control: gateway, path and log are required")
+	if cfg.Hall == nil || cfg.Path == "" || cfg.Log == nil {
+		return nil, errors.New("gateway control: hall, path and log are required")
 	}
 	s := &Server{cfg: cfg, mux: http.NewServeMux(), moved: make(chan *net.UnixListener, 1)}
-	s.mu.leases = map[int64]int{}
-	s.mu.before = cfg.Before
+	s.mu.leases = map[lease]int{}
+	s.mu.before = maps.Clone(cfg.Before)
 	s.mu.path = cfg.Path
 	s.mux.HandleFunc("POST /v1/hold", s.hold)
 	s.mux.HandleFunc("POST /v1/release", s.release)
@@ -117,6 +127,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	err = group.Wait()
+	for _, before := range s.cfg.Before {
+		before.Close()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_ = os.Remove(s.mu.path) // ours alone: after a hand-over it is the one with our process id
@@ -159,10 +172,26 @@ func number(r *http.Request, name string) (int64, error) {
 	return n, nil
 }
 
+// gateway returns that of the database which a request names. It answers when there is none.
+func (s *Server) gateway(w http.ResponseWriter, r *http.Request) (name string, g *gateway.Gateway) {
+	name = r.FormValue("database")
+	if g = s.cfg.Hall.Database(name); g == nil {
+		err := fmt.Errorf("database %q is not behind this gateway", name)
+		if name == "" {
+			err = errors.New("there are several databases behind this gateway")
+		}
+		refuse(w, hint.Wrap(err, "name one of %s; in a playbook it is router.database", strings.Join(s.cfg.Hall.Databases(), ", ")))
+	}
+	if all := s.cfg.Hall.Databases(); len(all) == 1 {
+		name = all[0]
+	}
+	return name, g
+}
+
 // both tells the gateway, and the one before it, at the same time.
-func (s *Server) both(ctx context.Context, here func(context.Context) error, there func(context.Context, *Client) error) error {
+func (s *Server) both(ctx context.Context, name string, here func(context.Context) error, there func(context.Context, *Client) error) error {
 	s.mu.Lock()
-	before := s.mu.before
+	before := s.mu.before[name]
 	s.mu.Unlock()
 	if before == nil {
 		return here(ctx)
@@ -176,22 +205,26 @@ func (s *Server) both(ctx context.Context, here func(context.Context) error, the
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.mu.before = nil
+		delete(s.mu.before, name)
 		return nil
 	})
 	return group.Wait()
 }
 
 func (s *Server) hold(w http.ResponseWriter, r *http.Request) {
+	name, g := s.gateway(w, r)
+	if g == nil {
+		return
+	}
 	epoch, err := number(r, "epoch")
 	if err != nil {
 		refuse(w, err)
 		return
 	}
-	s.lease(epoch, 1)
-	defer s.lease(epoch, -1)
-	err = s.both(r.Context(),
-		func(ctx context.Context) error { return s.cfg.Gateway.Hold(ctx, epoch) },
+	s.lease(g, lease{name, epoch}, 1)
+	defer s.lease(g, lease{name, epoch}, -1)
+	err = s.both(r.Context(), name,
+		func(ctx context.Context) error { return g.Hold(ctx, epoch) },
 		func(ctx context.Context, before *Client) error { return before.Hold(ctx, epoch) })
 	if err != nil {
 		refuse(w, err)
@@ -204,44 +237,52 @@ func (s *Server) hold(w http.ResponseWriter, r *http.Request) {
 }
 
 // lease counts the orchestrators that are alive. When the last one has gone nobody will decide.
-func (s *Server) lease(epoch int64, n int) {
+func (s *Server) lease(g *gateway.Gateway, l lease, n int) {
 	s.mu.Lock()
-	s.mu.leases[epoch] += n
-	last := s.mu.leases[epoch] == 0
+	s.mu.leases[l] += n
+	last := s.mu.leases[l] == 0
 	if last {
-		delete(s.mu.leases, epoch)
+		delete(s.mu.leases, l)
 	}
-	before := s.mu.before
+	before := s.mu.before[l.database]
 	s.mu.Unlock()
 	if !last {
 		return
 	}
-	s.cfg.Gateway.Lost(epoch)
+	g.Lost(l.epoch)
 	if before != nil {
-		before.drop(epoch)
+		before.drop(l.epoch)
 	}
 }
 
 func (s *Server) release(w http.ResponseWriter, r *http.Request) {
+	name, g := s.gateway(w, r)
+	if g == nil {
+		return
+	}
 	epoch, err := number(r, "epoch")
 	if err != nil {
 		refuse(w, err)
 		return
 	}
 	owner := gateway.Backend(r.FormValue("owner"))
-	s.answer(w, s.both(r.Context(),
-		func(ctx context.Context) error { return s.cfg.Gateway.Release(ctx, owner, epoch) },
+	s.answer(w, s.both(r.Context(), name,
+		func(ctx context.Context) error { return g.Release(ctx, owner, epoch) },
 		func(ctx context.Context, before *Client) error { return before.Release(ctx, owner, epoch) }))
 }
 
 func (s *Server) reads(w http.ResponseWriter, r *http.Request) {
+	name, g := s.gateway(w, r)
+	if g == nil {
+		return
+	}
 	percent, err := number(r, "percent")
 	if err != nil {
 		refuse(w, err)
 		return
 	}
-	s.answer(w, s.both(r.Context(),
-		func(ctx context.Context) error { return s.cfg.Gateway.Reads(ctx, int(percent)) },
+	s.answer(w, s.both(r.Context(), name,
+		func(ctx context.Context) error { return g.Reads(ctx, int(percent)) },
 		func(ctx context.Context, before *Client) error { return before.Reads(ctx, int(percent)) }))
 }
 
@@ -252,32 +293,35 @@ func (s *Server) cancel(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	s.cfg.Gateway.Cancel(r.Context(), uint32(pid), uint32(secret))
+	s.cfg.Hall.Cancel(r.Context(), uint32(pid), uint32(secret))
 	s.answer(w, nil)
 }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
-	st := s.Status(r.Context())
+	name, g := s.gateway(w, r)
+	if g == nil {
+		return
+	}
+	st := s.Status(r.Context(), name, g)
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(st)
 }
 
-// Status returns the gateway's, and that of the one before it as long as it is there.
-func (s *Server) Status(ctx context.Context) Status {
-	g := s.cfg.Gateway
-	p, retiring := g.Position()
+// Status returns that of a database's gateway, and of the one before it as long as it is there.
+func (s *Server) Status(ctx context.Context, name string, g *gateway.Gateway) Status {
+	h, p := s.cfg.Hall, g.Position()
 	st := Status{
-		Doors: map[string]string{}, Owner: p.Owner, Epoch: p.Epoch, Percent: p.Percent, Retiring: retiring,
+		Doors: map[string]string{}, Database: name, Owner: p.Owner, Epoch: p.Epoch, Percent: p.Percent, Retiring: h.Retiring(),
 		Stats: g.Stats(), Stalls: g.Stalls(),
 	}
-	if a := g.Addr(); a != nil {
+	if a := h.Addr(); a != nil {
 		st.Doors["read-write"] = a.String()
 	}
-	if a := g.ReadAddr(); a != nil {
+	if a := h.ReadAddr(); a != nil {
 		st.Doors["read-only"] = a.String()
 	}
 	s.mu.Lock()
-	before := s.mu.before
+	before := s.mu.before[name]
 	s.mu.Unlock()
 	if before != nil {
 		if b, err := before.Status(ctx); err == nil {
