@@ -125,7 +125,10 @@ type Router struct {
 	Type       string `yaml:"type" json:"type,omitempty" jsonschema:"description=gateway (default); http; pgbouncer; hooks; or none: then clients are moved by hand,enum=gateway,enum=http,enum=pgbouncer,enum=hooks,enum=none"`
 	Listen     string `yaml:"listen" json:"listen,omitempty" jsonschema:"description=Read-write door; default 127.0.0.1:7432"`
 	ReadListen string `yaml:"read_listen" json:"read_listen,omitempty" jsonschema:"description=Read-only door; default the port after listen's"`
-	Users      string `yaml:"users" json:"users,omitempty" jsonschema:"description=File with users and their passwords or SCRAM secrets; without one only loopback clients are let in"`
+	Users      string `yaml:"users" json:"users,omitempty" jsonschema:"description=File with users and their passwords or SCRAM secrets; without one or auth_query only loopback clients are let in"`
+	AuthQuery  string `yaml:"auth_query" json:"auth_query,omitempty" jsonschema:"description=Query on the owner for users that the file does not hold; it takes the name as $1 and returns name and secret"`
+
+	TLS RouterTLS `yaml:"tls" json:"tls,omitzero" jsonschema:"description=TLS of the gateway's clients"`
 
 	Control  []string `yaml:"control" json:"control,omitempty" jsonschema:"description=Control sockets of gateways that run as processes of their own (ficus gateway); this migration then opens no doors itself"`
 	Database string   `yaml:"database" json:"database,omitempty" jsonschema:"description=Which of the databases behind these gateways is this migration's; needed where they lead to several"`
@@ -135,6 +138,14 @@ type Router struct {
 	HTTP       *HTTPDoor   `yaml:"http" json:"http,omitempty" jsonschema:"description=The door for applications that talk to a data server over HTTP"`
 	PgBouncers []Bouncer   `yaml:"pgbouncers" json:"pgbouncers,omitempty" jsonschema:"description=Every PgBouncer that clients go through"`
 	Hooks      RouterHooks `yaml:"hooks" json:"hooks,omitzero" jsonschema:"description=Commands and webhooks that lead clients"`
+}
+
+// RouterTLS says how clients of the gateway may encrypt their connections.
+type RouterTLS struct {
+	Cert     string `yaml:"cert" json:"cert,omitempty" jsonschema:"description=Certificate with its chain (PEM)"`
+	Key      string `yaml:"key" json:"key,omitempty" jsonschema:"description=Its key (PEM)"`
+	ClientCA string `yaml:"client_ca" json:"client_ca,omitempty" jsonschema:"description=Authorities whose certificates clients must show (PEM); default none is asked for"`
+	Required bool   `yaml:"required" json:"required,omitempty" jsonschema:"description=Clients without TLS are refused; default they are let in"`
 }
 
 // Rules returns the table rules in transform's terms.

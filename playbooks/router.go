@@ -38,6 +38,12 @@ func (p *Playbook) badRouter() string {
 		return fmt.Sprintf("router.type is %q: want %s", r.Type, strings.Join(types[:4], ", ")+" or none")
 	case r.Type != "gateway" && len(r.Control) > 0:
 		return "router.control goes with router.type: gateway"
+	case r.Type != "gateway" && (r.AuthQuery != "" || r.TLS != RouterTLS{}):
+		return "router.tls and router.auth_query go with router.type: gateway"
+	case len(r.Control) > 0 && (r.AuthQuery != "" || r.Users != "" || r.TLS != RouterTLS{}):
+		return "router.users, auth_query and tls are those of the gateway that router.control names: give them to ficus gateway"
+	case (r.TLS.Cert == "") != (r.TLS.Key == "") || r.TLS.Cert == "" && r.TLS != RouterTLS{}:
+		return "router.tls needs both cert and key"
 	case r.Database != "" && len(r.Control) == 0:
 		return "router.database goes with router.control"
 	case (r.Type == "pgbouncer") != (len(r.PgBouncers) > 0):

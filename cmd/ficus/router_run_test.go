@@ -2,17 +2,25 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/ficus-migrate/ficus/internal/pg"
 	"github.com/ficus-migrate/ficus/internal/pgtest"
 )
 
@@ -121,6 +129,62 @@ gates: {shadow: {min: 10}}
 		out, err := program(t, "status", nameFor(source), "--api", "http://"+api).Output()
 		return err == nil && strings.Contains(string(out), "waiting for approval") && strings.Contains(string(out), " compared, 0 answered otherwise")
 	})
+}
+
+// TestSecureRun: the gateway of a migration takes TLS, refuses clients without it, and asks the owner for users.
+func TestSecureRun(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	role := nameFor(source) + "_app"
+	source.Exec(t, fmt.Sprintf(`CREATE ROLE %s LOGIN PASSWORD 'right'; CREATE TABLE public.t (id int PRIMARY KEY); GRANT SELECT ON public.t TO %[1]s`, role))
+	t.Cleanup(func() { source.Exec(t, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
+	cert, key := certificate(t)
+	file := filepath.Join(t.TempDir(), "book.yaml")
+	must(t, os.WriteFile(file, fmt.Appendf(nil, `
+name: %s
+router:
+  auth_query: SELECT usename::text, passwd FROM pg_catalog.pg_shadow WHERE usename = $1
+  tls: {cert: %q, key: %q, required: true}
+`, nameFor(source), cert, key), 0o600))
+	gateway, api := freeAddrs(t)
+	run := ficus(t, t.TempDir(), "run", "-f", file, "--source", source.URL, "--target", target.URL, "--until", "following", "--gateway-listen", gateway, "--listen", api)
+	run.line("listening", nil)
+	dial := func(password, more string) error {
+		conn, err := pgx.Connect(t.Context(), fmt.Sprintf("postgres://%s:%s@%s/%s?%s", role, password, gateway, source.Name, more))
+		if err != nil {
+			return err
+		}
+		defer conn.Close(t.Context())
+		_, err = conn.Exec(t.Context(), "SELECT id FROM public.t")
+		return err
+	}
+	must(t, dial("right", "sslmode=verify-full&sslrootcert="+cert))
+	if err := dial("right", "sslmode=disable"); pg.Code(err) != "28000" {
+		t.Errorf("a client without TLS: %v", err)
+	}
+	if err := dial("wrong", "sslmode=verify-full&sslrootcert="+cert); pg.Code(err) != "28P01" {
+		t.Errorf("a wrong password: %v", err)
+	}
+}
+
+// certificate makes one for 127.0.0.1 that signs itself, and returns the paths of it and its key.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	what := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, what, what, k.Public(), k)
+	must(t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(k)
+	must(t, err)
+	dir := t.TempDir()
+	for name, b := range map[string]pem.Block{"crt": {Type: "CERTIFICATE", Bytes: der}, "key": {Type: "PRIVATE KEY", Bytes: secret}} {
+		must(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&b), 0o600))
+	}
+	return filepath.Join(dir, "crt"), filepath.Join(dir, "key")
 }
 
 func connectTo(t *testing.T, addr, database string) *pgx.Conn {

@@ -233,7 +233,7 @@ func (e *engine) wireGateway(ctx context.Context, cfg engineConfig) error {
 		}
 	}
 	e.gateway, err = gateway.New(gateway.Config{
-		Listen: r.Listen, ReadListen: readListen, Users: r.Users,
+		Listen: r.Listen, ReadListen: readListen, Users: r.Users, AuthQuery: r.AuthQuery, TLS: gateway.TLS(r.TLS),
 		Reads: e.reads(), Shadow: e.shadow(),
 		Backends: map[gateway.Backend]pg.DSN{
 			gateway.Backend(migrate.Source): e.job.source, gateway.Backend(migrate.Target): e.job.target,
