@@ -8,7 +8,7 @@ import (
 	"github.com/ficus-migrate/ficus/internal/hint"
 )
 
-// An Observer is a Router that sees how reads fare.
+// An Observer is a Router that sees its clients, and how reads fare.
 type Observer interface {
 	Router
 	Traffic() Traffic
@@ -22,8 +22,21 @@ type Traffic struct {
 	Waited  int64       `json:"waited"`   // reads that waited for a write of their user
 	OnOwner int64       `json:"on_owner"` // reads that the owner answered because of one
 	// Fault says why the router took reads back by itself, since they were routed last.
-	Fault  string         `json:"fault,omitempty"`
-	Shadow *ShadowFigures `json:"shadow,omitempty"` // nil without shadow reads
+	Fault   string         `json:"fault,omitempty"`
+	Shadow  *ShadowFigures `json:"shadow,omitempty"`  // nil without shadow reads
+	Clients *ClientFigures `json:"clients,omitempty"` // nil where they are not counted
+}
+
+// ClientFigures are of the clients of every gateway together. What is counted began with the process.
+type ClientFigures struct {
+	Connected    int        `json:"connected"`
+	Held         int        `json:"held"` // wait because of a promotion, now
+	Transactions int64      `json:"transactions"`
+	Moved        int64      `json:"moved"`   // sessions that went to the other database
+	Ended        int64      `json:"ended"`   // sessions that could not
+	Refused      int64      `json:"refused"` // waited too long, or found too many waiting
+	Asks         int64      `json:"asks"`    // times that the databases were asked who owns
+	Stall        StallStats `json:"stall"`   // what the last hold made them wait
 }
 
 // ReadFigures are of one side.

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,7 +20,16 @@ import (
 type fleet struct {
 	gateways []*control.Client
 	log      *slog.Logger
+
+	mu struct {
+		sync.Mutex
+		traffic migrate.Traffic
+		at      time.Time // of traffic
+	}
 }
+
+// trafficAge is how old the traffic of other processes may be: a status is asked for often.
+const trafficAge = time.Second
 
 func newFleet(sockets []string, database string, log *slog.Logger) *fleet {
 	f := &fleet{log: log}
@@ -64,6 +75,47 @@ func (f *fleet) Release(ctx context.Context, owner migrate.Side, epoch int64) er
 		}
 		return err
 	})
+}
+
+// Traffic implements [migrate.Observer]: sums over all gateways, of times the longest. One that is away is left out.
+func (f *fleet) Traffic() migrate.Traffic {
+	f.mu.Lock()
+	known, fresh := f.mu.traffic, time.Since(f.mu.at) < trafficAge
+	f.mu.Unlock()
+	if fresh {
+		return known
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	t := migrate.Traffic{Clients: &migrate.ClientFigures{}}
+	for _, g := range f.gateways {
+		st, err := g.Status(ctx)
+		if err != nil {
+			continue // the steps that need it say so
+		}
+		for s := &st; s != nil; s = s.Before {
+			addTraffic(&t, s)
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.traffic, f.mu.at = t, time.Now()
+	return t
+}
+
+// addTraffic adds what one process says.
+func addTraffic(t *migrate.Traffic, st *control.Status) {
+	r, c := readTraffic(st.Reads), clientFigures(st.Stats, st.Stalls)
+	t.Percent, t.Waited, t.OnOwner, t.Fault = max(t.Percent, r.Percent), t.Waited+r.Waited, t.OnOwner+r.OnOwner, cmp.Or(t.Fault, st.Fault)
+	for sum, one := range map[*migrate.ReadFigures]migrate.ReadFigures{&t.Owner: r.Owner, &t.Other: r.Other} {
+		sum.Reads, sum.Failed = sum.Reads+one.Reads, sum.Failed+one.Failed
+		sum.P50, sum.P95 = max(sum.P50, one.P50), max(sum.P95, one.P95)
+	}
+	all := t.Clients
+	all.Connected, all.Held, all.Transactions = all.Connected+c.Connected, all.Held+c.Held, all.Transactions+c.Transactions
+	all.Moved, all.Ended, all.Refused, all.Asks = all.Moved+c.Moved, all.Ended+c.Ended, all.Refused+c.Refused, all.Asks+c.Asks
+	all.Stall.Clients += c.Stall.Clients
+	all.Stall.P50, all.Stall.P99, all.Stall.Max = max(all.Stall.P50, c.Stall.P50), max(all.Stall.P99, c.Stall.P99), max(all.Stall.Max, c.Stall.Max)
 }
 
 // Stalls implements [migrate.Router]: the clients of all gateways, and the longest waits among them.

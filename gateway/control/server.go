@@ -63,7 +63,9 @@ type Status struct {
 	Retiring bool              `json:"retiring"`
 	Stats    gateway.Stats     `json:"stats"`
 	Stalls   gateway.Stalls    `json:"stalls"`
-	Before   *Status           `json:"before,omitempty"` // of the process whose doors it took over
+	Reads    gateway.ReadStats `json:"reads"`
+	Fault    string            `json:"reads_fault,omitempty"` // why reads stepped back by themselves
+	Before   *Status           `json:"before,omitempty"`      // of the process whose doors it took over
 }
 
 // A problem is an error as it travels.
@@ -312,7 +314,10 @@ func (s *Server) Status(ctx context.Context, name string, g *gateway.Gateway) St
 	h, p := s.cfg.Hall, g.Position()
 	st := Status{
 		Doors: map[string]string{}, Database: name, Owner: p.Owner, Epoch: p.Epoch, Percent: p.Percent, Retiring: h.Retiring(),
-		Stats: g.Stats(), Stalls: g.Stalls(),
+		Stats: g.Stats(), Stalls: g.Stalls(), Reads: g.ReadStats(),
+	}
+	if err := g.ReadFault(); err != nil {
+		st.Fault = err.Error()
 	}
 	if a := h.Addr(); a != nil {
 		st.Doors["read-write"] = a.String()
