@@ -37,6 +37,11 @@ func TestGatewayProcess(t *testing.T) {
 	if stall, ok := r["stall_ms"].(map[string]any); !ok || number(stall["clients"]) == 0 {
 		t.Errorf("no client was held: %v", r)
 	}
+	shown, err := program(t, "status", name, "--api", "http://"+api).Output()
+	must(t, err)
+	if clients := regexp.MustCompile(`4 connected, \d+ held, [\d,.kM]+ transactions, [1-9]\d* moved, 0 ended, 0 refused; [1-9]\d* waited p50 `); !clients.Match(shown) {
+		t.Errorf("status shows of the gateway's clients:\n%s", shown)
+	}
 
 	second := ficus(t, filepath.Join(dir, "2"), args...)
 	second.line("listening", nil)

@@ -92,7 +92,7 @@ gates: {shadow: {min: 10}}
 `, nameFor(source)), 0o600))
 	gateway, api := freeAddrs(t)
 	run := ficus(t, t.TempDir(), "run", "-f", file, "--source", source.URL, "--target", target.URL, "--gateway-listen", gateway, "--listen", api)
-	run.line("phase", map[string]any{"phase": "reads-switched"})
+	run.line("step", map[string]any{"message": "50 percent of reads go to the side that does not own"})
 	host, port, err := net.SplitHostPort(gateway)
 	must(t, err)
 	p, err := strconv.Atoi(port)
@@ -127,7 +127,8 @@ gates: {shadow: {min: 10}}
 			must(t, err)
 		}
 		out, err := program(t, "status", nameFor(source), "--api", "http://"+api).Output()
-		return err == nil && strings.Contains(string(out), "waiting for approval") && strings.Contains(string(out), " compared, 0 answered otherwise")
+		return err == nil && strings.Contains(string(out), "waiting for approval") && strings.Contains(string(out), " compared, 0 answered otherwise (0 %)") &&
+			strings.Contains(string(out), "9 connected, 0 held, ")
 	})
 }
 

@@ -101,7 +101,7 @@ func share(part, whole int64) string {
 	if whole == 0 {
 		return "0 %"
 	}
-	return fmt.Sprintf("%.2g %%", 100*float64(part)/float64(whole))
+	return fmt.Sprintf("%.3g %%", 100*float64(part)/float64(whole))
 }
 
 func readText(f migrate.ReadFigures) string {
