@@ -243,6 +243,13 @@ func (m *Migration) finally(ctx context.Context, end Phase) error {
 	return m.enter(end, fact{}, farewell(end, m.snapshot()))
 }
 
+// Ending reports whether somebody asked for the end, complete or cancel, and it has not come yet: what is gone from the
+// databases went because of that.
+func (m *Migration) Ending() bool {
+	s := m.snapshot()
+	return s.wish == Cancel || s.wish == Complete
+}
+
 func farewell(end Phase, s state) string {
 	switch {
 	case s.bare:

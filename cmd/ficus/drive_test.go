@@ -226,6 +226,36 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
+// TestKilledWhileItEnds: a migration that was told to end, and was killed when nothing of it was left in the databases,
+// ends when it is started again.
+//
+// It fails when databases without Ficus are taken for those of a migration that somebody cleaned away.
+func TestKilledWhileItEnds(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)`)
+	m := move(t, "cluster-move", source, target, "--yes", "--until", "following")
+	m.line("result", map[string]any{"phase": "following"})
+	holds, err := source.Conn(t).Begin(t.Context()) // the schema cannot go
+	must(t, err)
+	_, err = holds.Exec(t.Context(), `SELECT count(*) FROM ficus.ownership`)
+	must(t, err)
+	m.drive("cancel")
+	m.line("step", map[string]any{"message": "uninstall: started"})
+	m.stop(syscall.SIGKILL)
+	must(t, holds.Rollback(t.Context()))
+	clean := append([]string{"cleanup"}, pair(source.URL, target.URL)...)
+	pgtest.Eventually(t, "the databases to be clean", func() bool {
+		_, status := once(t, t.TempDir(), clean...)
+		return status == 0
+	})
+	m.start()
+	m.line("phase", map[string]any{"phase": "cancelled"})
+	if status := m.wait(); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
 // TestCleanupInTheMiddle: a promotion that was killed half way decides what may be opened to writes.
 func TestCleanupInTheMiddle(t *testing.T) {
 	t.Parallel()

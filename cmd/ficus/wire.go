@@ -266,7 +266,7 @@ func (e *engine) owner(ctx context.Context) (migrate.Side, int64, error) {
 // middle of the migration.
 func (e *engine) cleaned(ctx context.Context) bool {
 	switch p := e.migration.Status().Phase; {
-	case p.Final(), p == migrate.Pending, p == migrate.Preparing:
+	case p.Final(), p == migrate.Pending, p == migrate.Preparing, e.migration.Ending():
 		return false
 	}
 	for _, db := range e.sides {
