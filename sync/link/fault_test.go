@@ -180,8 +180,11 @@ func TestStoreLost(t *testing.T) {
 		pgtest.Eventually(t, "changes that are only stored to be acknowledged, or not", func() bool {
 			p, err := f.link.attached()
 			must(t, err)
-			s := p.reader.Status()
-			return s.Durable > head+200_000 && (f.ack == source.AckApplied || s.Acked > head+100_000)
+			if p.reader.Status().Durable <= head+200_000 {
+				return false
+			}
+			const acked = `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn > $2::text::pg_lsn`
+			return f.ack == source.AckApplied || f.from.Int(t, acked, f.name(), (head+100_000).String()) == 1 // the server has heard it
 		})
 		f.target.Reset()
 		f.target.Refuse(true)
@@ -212,7 +215,9 @@ func TestStoreLost(t *testing.T) {
 		if !errors.Is(err, source.ErrSlotAhead) || !strings.Contains(err.Error(), "are missing") {
 			t.Errorf("adopted: %v", err)
 		}
-		if err := f.link.Run(t.Context()); !errors.Is(err, ErrNotPrepared) {
+		ctx, cancel := context.WithTimeout(t.Context(), pgtest.Patience)
+		defer cancel()
+		if err := f.link.Run(ctx); !errors.Is(err, ErrNotPrepared) {
 			t.Errorf("run: %v", err)
 		}
 	})
