@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -254,6 +255,35 @@ func TestKilledWhileItEnds(t *testing.T) {
 	if status := m.wait(); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
+}
+
+// TestKilledAfterItEnded: a migration whose process was killed when the end was on record, and not yet told, is told of by
+// the next process, which begins no other one.
+//
+// It fails when a journal with an end is taken for that of an earlier migration.
+func TestKilledAfterItEnded(t *testing.T) {
+	t.Parallel()
+	source, target := pgtest.DB(t), pgtest.DB(t)
+	source.Exec(t, `CREATE TABLE t (id int PRIMARY KEY)`)
+	m := move(t, "cluster-move", source, target, "--yes", "--until", "following")
+	m.line("result", map[string]any{"phase": "following"})
+	m.drive("cancel")
+	if status := m.wait(); status != 0 {
+		t.Fatalf("cancelled with exit status %d", status)
+	}
+	a := &app{dataDir: m.dir}
+	store, err := a.openStore(slog.New(slog.DiscardHandler))
+	must(t, err)
+	must(t, store.Bucket(generations).Delete(m.name)) // what is written last
+	must(t, store.Close())
+	m.process = ficus(t, m.dir, m.args...)
+	m.line("result", map[string]any{"phase": "cancelled"})
+	if status := m.wait(); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	target.Exec(t, `DROP TABLE t`)
+	m.start()
+	m.line("result", map[string]any{"phase": "following"})
 }
 
 // TestCleanupInTheMiddle: a promotion that was killed half way decides what may be opened to writes.

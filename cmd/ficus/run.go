@@ -75,6 +75,12 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 	defer screen.close()
 	m := newManager(ctx, store, dumpDir(a.dataDir), log)
 	m.fixed = true
+	// Whoever starts again what was killed wants the end of that migration, not another one.
+	if _, _, phase, err := m.present(j.playbook.Name); err != nil {
+		return err
+	} else if phase.Final() {
+		return a.already(m, j.playbook.Name, phase)
+	}
 	if e, err = m.add(ctx, j, yes, screen.event); err != nil {
 		return err
 	}
@@ -133,7 +139,19 @@ func (a *app) runJob(ctx context.Context, j *job, yes bool, flags *serverFlags) 
 	})
 	err = g.Wait()
 	screen.close()
-	return a.ended(ctx, screen, e.migration.Status(), j, err)
+	s := e.migration.Status()
+	err = a.ended(ctx, screen, s, j, err)
+	if s.Phase.Final() {
+		err = errors.Join(err, m.next(j.playbook.Name))
+	}
+	return err
+}
+
+// already tells of a migration that had ended when the process that drove it was killed.
+func (a *app) already(m *manager, name string, end migrate.Phase) error {
+	a.line("result", map[string]any{"name": name, "phase": end},
+		fmt.Sprintf("%s: %s already, by a process that did not live to say so; the same command begins a new migration now", name, end))
+	return m.next(name)
 }
 
 // goesOn reports whether a process finds a migration in the middle of a phase, which it then does not enter.
