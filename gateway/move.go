@@ -87,10 +87,11 @@ func (s *session) prepare(ctx context.Context, to Backend, patience time.Duratio
 	retry := backoff.Timer{Min: 20 * time.Millisecond, Max: time.Second}
 	for {
 		srv, err := s.g.connect(ctx, to, s.who, func(ctx context.Context, conn *pgconn.PgConn) error {
-			if err := st.restore(ctx, conn); err != nil {
+			err := st.restore(ctx, conn)
+			if err != nil && !pg.Retryable(err) { // the state is to blame, not the server
 				return &unmovable{keeps: "state that the other server does not take", cause: err}
 			}
-			return nil
+			return err
 		})
 		var u *unmovable
 		if err == nil {

@@ -140,6 +140,39 @@ func TestUnmovableSessionsEnd(t *testing.T) {
 	}
 }
 
+// A session whose new server is lost while it is being prepared gets another one.
+//
+// It fails when every error of making the state anew counts as a state that cannot be made.
+func TestMoveIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	b := start(t, nil)
+	for _, db := range b.dbs {
+		db.Exec(t, "CREATE TABLE watched (a int)")
+	}
+	conn := b.client(t, b.Addr(), "")
+	run(t, conn, "PREPARE p AS SELECT count(*) FROM watched")
+	holds, err := b.dbs[target].Conn(t).Begin(t.Context()) // the statement cannot be prepared there meanwhile
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := holds.Exec(t.Context(), "LOCK TABLE watched"); err != nil {
+		t.Fatal(err)
+	}
+	b.shift(t, target, 2)
+	pgtest.Eventually(t, "the session that waits for the table to be lost", func() bool {
+		return b.dbs[target].Int(t, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+	})
+	if err := holds.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := one[int64](t, conn, "EXECUTE p"); got != 0 {
+		t.Errorf("got %d rows, want 0", got)
+	}
+	if got := one[string](t, conn, "SELECT name FROM here"); got != "target" {
+		t.Errorf("on %s, want target", got)
+	}
+}
+
 func TestHoldWaitsForTransactions(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
