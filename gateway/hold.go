@@ -19,10 +19,11 @@ var errReleased = errors.New("released before every transaction had ended")
 // A route says where sessions belong. It is never changed, only replaced.
 type route struct {
 	owner    Backend
-	percent  int  // of the read-only door's sessions, on the backend that does not own
-	holding  bool // nothing may begin on the read-write door
-	counting bool // a dry run: what would wait is counted, and goes on
-	draining bool // held clients have not all gone; who comes now goes behind them
+	percent  int     // of the read-only door's sessions, on the backend that does not own
+	holding  bool    // nothing may begin on the read-write door
+	counting bool    // a dry run: what would wait is counted, and goes on
+	draining bool    // held clients have not all gone; who comes now goes behind them
+	coming   Backend // the owner that is expected, "" for no change
 }
 
 // free reports whether a session of that door may begin a transaction without asking further.
@@ -52,6 +53,31 @@ func (h *hold) leave() {
 	if h.left.Add(-1) == 0 {
 		close(h.drained)
 	}
+}
+
+// Expect says which backend will own soon, so that sessions of the read-write door can get ready: each, before it next begins a
+// transaction, opens a server session there and gives it the state that it has, which moving to it later takes little of. A client waits
+// for that once, while others go on; during a [Gateway.Hold] all would want it at once, on machines that have better to do then.
+// Sessions without a transaction to begin are left alone, and no failure does any harm. Expecting the present owner takes it back, and
+// so does a Release. It returns at once.
+func (g *Gateway) Expect(ctx context.Context, owner Backend) error {
+	if _, ok := g.cfg.Backends[owner]; !ok {
+		return fmt.Errorf("expect: backend %q is not known", owner)
+	}
+	g.mu.Lock()
+	next := *g.route.Load()
+	next.coming = owner
+	back := owner == next.owner
+	if back {
+		next.coming = ""
+	}
+	g.route.Store(&next)
+	g.mu.Unlock()
+	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "expecting an owner", slog.String("owner", string(owner)))
+	if back {
+		g.askSweep()
+	}
+	return nil
 }
 
 // Hold stops starting transactions on the read-write door, new sessions included, and returns when
@@ -131,7 +157,7 @@ func (g *Gateway) Release(ctx context.Context, owner Backend, epoch int64) error
 	g.mu.epoch, g.mu.answered = epoch, true
 	// The route first: whoever the queue lets go finds it.
 	next := *old
-	next.owner, next.holding, next.counting, next.draining = owner, false, false, true
+	next.owner, next.holding, next.counting, next.draining, next.coming = owner, false, false, true, ""
 	g.route.Store(&next)
 	g.queue.Release()
 	g.mu.Unlock()

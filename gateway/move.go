@@ -18,6 +18,9 @@ import (
 // otherRetry is how long a read-only session stays where it is when the other backend fails.
 const otherRetry = 5 * time.Second
 
+// aheadTimeout is how long a client waits for its session to get ready ahead of a move.
+const aheadTimeout = time.Second
+
 // prepared is a server session on the other backend that has the client session's state.
 type prepared struct {
 	srv   *server
@@ -45,6 +48,27 @@ func (s *session) follow(ctx context.Context, r *route) error {
 		}
 	}
 	return s.swap()
+}
+
+// getAhead prepares a move that is yet to come; see [Gateway.Expect].
+func (s *session) getAhead(ctx context.Context, r *route) error {
+	switch {
+	case s.who.door != readWrite, s.spare != nil && s.spare.srv.backend == r.coming:
+		return nil
+	case r.coming == "", r.coming == s.srv.backend:
+		s.discardSpare()
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, aheadTimeout)
+	defer cancel()
+	p, err := s.prepare(ctx, r.coming, 0)
+	if err != nil {
+		s.g.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "session is not ready for the owner to come", s.attrs(logged(err))...)
+	} else {
+		s.discardSpare()
+		s.spare = p
+	}
+	return s.remakeUnnamed()
 }
 
 // getReady prepares a move while the session is held: the owner will most likely be the other

@@ -153,7 +153,6 @@ type choice struct {
 	mark   *atomic.Int64 // of the user; nil when nobody asks whether it has written
 	seen   int64         // what mark was when the other backend had caught up last
 	behind bool          // the other backend has not: the owner is read
-	spare  *prepared     // on the backend where the session is not now
 }
 
 func (g *Gateway) newChoice(who *identity) choice {
@@ -223,28 +222,27 @@ func (g *Gateway) awaitPassed(ctx context.Context, owner Backend, at change.LSN)
 	return true
 }
 
-// recall brings a session back to the server session that it had on a backend before, if it finds there
-// the state that it has now.
+// recall brings a session to the server session that it has on a backend already, from a time when it was there or
+// was to go there, if it finds there the state that it has now.
 func (s *session) recall(to Backend) (done bool, err error) {
-	c := &s.choice
-	if c.spare == nil || c.spare.srv.backend != to {
+	if s.spare == nil || s.spare.srv.backend != to {
 		return false, nil
 	}
 	st, err := s.capture()
 	if err != nil {
 		return false, nil //nolint:nilerr // prepare meets it again, and decides
 	}
-	if !st.equal(c.spare.state) {
+	if !st.equal(s.spare.state) {
 		s.discardSpare()
 		return false, nil
 	}
-	_, err = c.spare.srv.exchange(appendMessage(nil, &pgproto3.Sync{}), s.g.cfg.MoveTimeout, func([][]byte) {})
+	_, err = s.spare.srv.exchange(appendMessage(nil, &pgproto3.Sync{}), s.g.cfg.MoveTimeout, func([][]byte) {})
 	if err != nil { // it ended meanwhile, by a time-out of its own perhaps
 		s.discardSpare()
 		return false, nil //nolint:nilerr // prepare makes another one
 	}
 	s.discardReady()
-	s.ready, c.spare = &prepared{c.spare.srv, st}, nil
+	s.ready, s.spare = &prepared{s.spare.srv, st}, nil
 	return true, s.swap()
 }
 
@@ -252,13 +250,13 @@ func (s *session) recall(to Backend) (done bool, err error) {
 func (s *session) keep(srv *server, st *state) {
 	s.discardSpare()
 	maps.DeleteFunc(srv.params, func(name, _ string) bool { return !slices.Contains(fixedParams(), name) })
-	s.choice.spare = &prepared{srv, st}
+	s.spare = &prepared{srv, st}
 }
 
 func (s *session) discardSpare() {
-	if s.choice.spare != nil {
-		s.choice.spare.srv.bye()
-		s.choice.spare = nil
+	if s.spare != nil {
+		s.spare.srv.bye()
+		s.spare = nil
 	}
 }
 

@@ -38,6 +38,7 @@ type session struct {
 	skip    bool      // a refused unit: drop its messages until the Sync
 	drop    bool      // drop the present message
 	ready   *prepared // made while held
+	spare   *prepared // on the backend where the session is not now: to come back to, or ahead of a move
 	lost    bool      // the server forgot the unnamed statement because we asked it something
 	retryAt time.Time // read-only door: when to try the other backend again
 	choice  choice    // read-only door: where transactions go; mark is everybody's

@@ -193,6 +193,9 @@ func (s *session) pass(ctx context.Context, typ byte) error {
 		if err := s.follow(ctx, r); err != nil {
 			return p.failed(err)
 		}
+		if err := s.getAhead(ctx, r); err != nil {
+			return p.failed(err)
+		}
 		if err := p.turn(ctx); err != nil {
 			return p.failed(err)
 		}
@@ -236,7 +239,7 @@ func (s *session) wait(ctx context.Context, t *buffer.Ticket) error {
 	defer s.setWaiting(nil)
 	defer s.g.watch(s.client, &s.in, cancel)()
 
-	if r := s.g.route.Load(); r.holding && s.ready == nil {
+	if r := s.g.route.Load(); r.holding && s.ready == nil && s.spare == nil {
 		s.getReady(ctx, r)
 	}
 	err := t.Wait(ctx)
@@ -304,6 +307,9 @@ func (s *session) reconsider(ctx context.Context) error {
 	}
 	if err := s.follow(ctx, r); err != nil {
 		return err
+	}
+	if r.coming == "" && s.who.door == readWrite { // what was expected does not come
+		s.discardSpare()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -232,6 +232,13 @@ type Router interface {
 	Stalls() StallStats
 }
 
+// An Expecter is a Router whose clients can get ready for an owner to come while they go on. It does not wait for them. With the
+// present owner it is told that nothing comes.
+type Expecter interface {
+	Router
+	Expect(ctx context.Context, owner Side) error
+}
+
 // A Guarantee is one promise that a Router keeps, or says that it does not.
 type Guarantee struct {
 	Name  string `json:"guarantee"` // leads, holds, drains, ...

@@ -218,6 +218,15 @@ func promotionAhead(b Budgets) []step {
 		},
 		{
 			Step: Step{
+				Phase: Promoting, Name: "connect-ahead",
+				Needs: "a router that opens sessions, else nothing is done; one that does not answer is left alone",
+				Does:  "tells the router who will own: clients' sessions there are opened while they go on, and not while all of them wait",
+				Undo:  "the router closes them", Known: nothing, Budget: b.Prepare,
+			},
+			run: (*Migration).expectNew, undo: (*Migration).expectOld,
+		},
+		{
+			Step: Step{
 				Phase: Promoting, Name: "delta",
 				Needs: "the link runs, with no change of a table to follow yet",
 				Does:  "looks at the owner's catalog, and compares what was touched since the last proof, live, so that little is left for under the fence", Known: nothing, Budget: b.Prepare,

@@ -786,6 +786,10 @@ func (h router) Reads(ctx context.Context, _ int) error {
 	return h.w.call(ctx, h.p, "reads", false, func() error { return nil })
 }
 
+func (h router) Expect(ctx context.Context, _ Side) error {
+	return h.w.call(ctx, h.p, "expect", false, func() error { return nil })
+}
+
 func (h router) Hold(ctx context.Context, epoch int64) error {
 	err := h.w.call(ctx, h.p, "hold", false, func() error {
 		if !h.w.drives(h.p) {

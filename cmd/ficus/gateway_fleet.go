@@ -59,6 +59,11 @@ func (f *fleet) Reads(ctx context.Context, percent int) error {
 	return f.each(ctx, func(ctx context.Context, g *control.Client) error { return g.Reads(ctx, percent) })
 }
 
+// Expect implements [migrate.Expecter].
+func (f *fleet) Expect(ctx context.Context, owner migrate.Side) error {
+	return f.each(ctx, func(ctx context.Context, g *control.Client) error { return g.Expect(ctx, gateway.Backend(owner)) })
+}
+
 // Hold implements [migrate.Router]. Every gateway must answer: who is not held would meet the fence.
 func (f *fleet) Hold(ctx context.Context, epoch int64) error {
 	return f.each(ctx, func(ctx context.Context, g *control.Client) error { return g.Hold(ctx, epoch) })

@@ -479,6 +479,10 @@ type routerAdapter struct{ g *gateway.Gateway }
 
 func (r routerAdapter) Reads(ctx context.Context, percent int) error { return r.g.Reads(ctx, percent) }
 
+func (r routerAdapter) Expect(ctx context.Context, owner migrate.Side) error {
+	return r.g.Expect(ctx, gateway.Backend(owner))
+}
+
 func (r routerAdapter) Hold(ctx context.Context, epoch int64) error { return r.g.Hold(ctx, epoch) }
 
 func (r routerAdapter) Release(ctx context.Context, owner migrate.Side, epoch int64) error {

@@ -76,6 +76,11 @@ func (c *Client) drop(epoch int64) {
 	}
 }
 
+// Expect is [gateway.Gateway.Expect].
+func (c *Client) Expect(ctx context.Context, owner gateway.Backend) error {
+	return c.call(ctx, "/v1/expect", url.Values{"owner": {string(owner)}})
+}
+
 // Hold is [gateway.Gateway.Hold]. When this process ends before it calls Release, the gateway asks the
 // databases who owns.
 func (c *Client) Hold(ctx context.Context, epoch int64) error {

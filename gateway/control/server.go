@@ -85,6 +85,7 @@ func New(cfg Config) (*Server, error) {
 	s.mu.leases = map[lease]int{}
 	s.mu.before = maps.Clone(cfg.Before)
 	s.mu.path = cfg.Path
+	s.mux.HandleFunc("POST /v1/expect", s.expect)
 	s.mux.HandleFunc("POST /v1/hold", s.hold)
 	s.mux.HandleFunc("POST /v1/release", s.release)
 	s.mux.HandleFunc("POST /v1/reads", s.reads)
@@ -255,6 +256,17 @@ func (s *Server) lease(g *gateway.Gateway, l lease, n int) {
 	if before != nil {
 		before.drop(l.epoch)
 	}
+}
+
+func (s *Server) expect(w http.ResponseWriter, r *http.Request) {
+	name, g := s.gateway(w, r)
+	if g == nil {
+		return
+	}
+	owner := gateway.Backend(r.FormValue("owner"))
+	s.answer(w, s.both(r.Context(), name,
+		func(ctx context.Context) error { return g.Expect(ctx, owner) },
+		func(ctx context.Context, before *Client) error { return before.Expect(ctx, owner) }))
 }
 
 func (s *Server) release(w http.ResponseWriter, r *http.Request) {
