@@ -43,7 +43,7 @@ func (s *sizes) all() []size {
 		{&s.networkTransactions, "network-transactions", "network: transactions to catch up with", 100_000, 5_000},
 		{&s.promoteRows, "promote-rows", "promote: rows in all tables", 200_000, 10_000},
 		{&s.promoteRate, "promote-rate", "promote: transactions a second", 500, 100},
-		{&s.promotions, "promotions", "promote: promotions in each round, with a rollback after each", 100, 3},
+		{&s.promotions, "promotions", "promote: promotions in each round, with a rollback after each", 20, 3},
 		{&s.gatewayScale, "gateway-scale", "gateway: pgbench's scale, 100,000 rows each", 10, 1},
 		{&s.gatewaySeconds, "gateway-seconds", "gateway: for how long each time", 20, 2},
 		{&s.lagSeconds, "lag-seconds", "lag: for how long, in each round", 60, 8},

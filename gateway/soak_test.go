@@ -17,7 +17,7 @@ import (
 )
 
 // TestSoak lets clients write, each transaction once and under a number of its own, while ownership goes
-// to and fro: none fails, none is lost, none is there twice. FICUS_GATEWAY_SOAK says for how long, with
+// to and fro, foretold each time: none fails, none is lost, none is there twice. FICUS_GATEWAY_SOAK says for how long, with
 // 200 clients and a switch every 10 s (make gateway-soak); without it a short form runs.
 func TestSoak(t *testing.T) { //nolint:tparallel // one after the other: each is a load of its own
 	t.Parallel()
@@ -50,7 +50,7 @@ func soak(t *testing.T, pooling Pooling, clients int, every, lasts time.Duration
 		b.dbs = dbs
 	}
 	for _, db := range b.dbs {
-		db.Exec(t, "CREATE TABLE written (client int, n int)")
+		db.Exec(t, "CREATE TABLE written (client int, n int); CREATE INDEX ON written (client, n)")
 	}
 	conns := make([]*pgx.Conn, clients)
 	for i := range conns {
@@ -63,16 +63,23 @@ func soak(t *testing.T, pooling Pooling, clients int, every, lasts time.Duration
 	for i, conn := range conns {
 		wg.Go(func() { wrote[i] = write(t, until, conn, i) })
 	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(every / 2)
 	defer tick.Stop()
 	flips := 0
-	for running := true; running; {
+	for half, running := 0, true; running; half++ {
+		to := []Backend{source, target}[(flips+1)%2]
 		select {
 		case <-until:
 			running = false
 		case <-tick.C:
+			if half%2 == 0 {
+				if err := b.Expect(t.Context(), to); err != nil {
+					t.Error(err)
+				}
+				continue
+			}
 			flips++
-			b.shift(t, []Backend{source, target}[flips%2], b.lastEpoch()+1)
+			b.shift(t, to, b.lastEpoch()+1)
 		}
 	}
 	wg.Wait()

@@ -342,6 +342,35 @@ function comparing(s) {
     c ? bar(c.done, c.total, false) : "", button);
 }
 
+// showTraffic is for migrations whose router sees its clients.
+function showTraffic(s) {
+  const t = s.traffic, parts = [];
+  $("traffic-card").hidden = !t;
+  if (!t) return;
+  const c = t.clients;
+  if (c) {
+    parts.push(h("div.line", {}, h("b", {}, `${plural(c.connected, "client")} connected`), c.held ? state("wait", `${count(c.held)} wait for the switch`) : ""),
+      h("dl.facts", {},
+        h("dt", {}, "Transactions"), h("dd", {}, count(c.transactions)),
+        h("dt", {}, "Sessions"), h("dd", {}, `${count(c.moved)} moved`, c.ended ? `, ${count(c.ended)} could not and were ended` : ""),
+        c.refused ? [h("dt", {}, "Refused"), h("dd", {}, `${plural(c.refused, "transaction")} that waited for too long`)] : ""));
+  }
+  if (t.fault) parts.push(h("p", {}, state("bad", "Reads were taken back"), " ", t.fault));
+  if (t.owner.reads || t.other.reads) parts.push(table([["Reads"], ["Answered", "num"], ["Failed", "num"], ["p50 / p95", "num"]], [["owner", t.owner], [`other, ${t.percent} %`, t.other]].map(([name, f]) => h("tr", {},
+    h("td", {}, name), h("td.num", {}, count(f.reads)), h("td.num", {}, count(f.failed)), h("td.num", {}, `${nanos(f.p50_ns)} / ${nanos(f.p95_ns)}`))), "Reads"));
+  if (t.shadow) parts.push(shadowed(t.shadow));
+  if (!parts.length) parts.push(h("p.soft", {}, "Nobody has come yet."));
+  $("traffic").replaceChildren(h("div.blocks", {}, parts));
+}
+
+function shadowed(f) {
+  const found = (f.mismatches || []).map((m) => h("tr", {}, h("td.mono", {}, m.query), h("td", {}, m.columns ? `${m.kind}: ${m.columns.join(", ")}` : m.kind), h("td.num", {}, count(m.count))));
+  return h("div", {},
+    h("div.line", {}, h("b", {}, `${plural(f.compared, "read")} run on both sides`), f.mismatched ? state("bad", `${count(f.mismatched)} answered differently`) : state("ok", "all answered alike")),
+    h("p.soft", {}, `${count(f.noise)} more that the owner itself answers differently each time, ${count(f.left_out)} left out · p95 ${nanos(f.owner_p95_ns)} on the owner, ${nanos(f.other_p95_ns)} on the other`),
+    found.length ? table([["Query"], ["Difference"], ["Times", "num"]], found, "Reads answered differently") : "");
+}
+
 function showPromotions(s) {
   const list = s.promotions || [], r = s.rehearsal;
   const rehearsed = r ? h("p", {}, h("b", {}, "Rehearsed "), age(r.at), ` ago: no writes for ${nanos(r.blackout_ns)}, ${r.stall.clients ? `${plural(r.stall.clients, "client")} waited, longest ${nanos(r.stall.max_ns)}` : "nobody waited"}`) : "";
@@ -387,6 +416,7 @@ const sections = [
   [showSteps, ["phase", "step", "steps_done"]],
   [showCopy, ["tables", "copied", "build", "eta"]],
   [showProofs, ["proof", "fence_proof", "checked", "comparison_paused"]],
+  [showTraffic, ["traffic"]],
   [showPromotions, ["promotions", "rehearsal"]],
   [showVerbs, ["phase", "owner", "paused", "waiting_for", "error", "gates", "rollback"]],
 ];

@@ -110,6 +110,21 @@ func TestDashboard(t *testing.T) { //nolint:tparallel // its parts share one pag
 		eventually(t, ctx, "#alerts", "What to do: ficus verify shows where")
 		eventually(t, ctx, "#events", "verifying <b>now</b>")
 	})
+	t.Run("clients", func(t *testing.T) {
+		if got := textOf(t, ctx, "#traffic"); got != "" {
+			t.Errorf("a migration without a router shows %q of its clients", got)
+		}
+		service.happen(migrate.Event{Type: "progress", Message: "reads"}, func(s *migrate.Status) {
+			s.Traffic = &migrate.Traffic{
+				Percent: 25, Owner: migrate.ReadFigures{Reads: 3000, P50: time.Millisecond, P95: 4 * time.Millisecond}, Other: migrate.ReadFigures{Reads: 1000, Failed: 3, P50: 2 * time.Millisecond, P95: 5 * time.Millisecond},
+				Clients: &migrate.ClientFigures{Connected: 200, Held: 12, Transactions: 1_234_567, Moved: 44},
+				Shadow:  &migrate.ShadowFigures{Compared: 900, Mismatched: 2, Mismatches: []migrate.ReadMismatch{{Query: "SELECT <b> FROM t WHERE id = $1", Kind: "values", Columns: []string{"b"}, Count: 2}}},
+			}
+		})
+		for _, want := range []string{"200 clients connected", "12 wait for the switch", "1,234,567", "44 moved", "other, 25 %", "2 ms / 5 ms", "2 answered differently", "SELECT <b> FROM t WHERE id = $1", "values: b"} {
+			eventually(t, ctx, "#traffic", want)
+		}
+	})
 	t.Run("pauses", func(t *testing.T) {
 		run(t, ctx, chromedp.Click(chromedp.CSS("#verb-pause")))
 		eventually(t, ctx, "#answer", "pause is on record")
