@@ -94,6 +94,8 @@ type Config struct {
 	MaxMoves int
 	// MoveTimeout bounds the move of one session, and each connection to a backend (default 10 s).
 	MoveTimeout time.Duration
+	// ExpectTimeout is how long an expected owner is waited for (default 10 min).
+	ExpectTimeout time.Duration
 	// StartupTimeout bounds what a client takes to introduce and authenticate itself (default 15 s).
 	StartupTimeout time.Duration
 	// StopTimeout is how long open transactions may run on after Run's context ended (default 5 s).
@@ -118,6 +120,7 @@ func (c Config) withDefaults() Config {
 	c.ServerWait = cmp.Or(c.ServerWait, 30*time.Second)
 	c.MaxMoves = cmp.Or(c.MaxMoves, 32)
 	c.MoveTimeout = cmp.Or(c.MoveTimeout, 10*time.Second)
+	c.ExpectTimeout = cmp.Or(c.ExpectTimeout, 10*time.Minute)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -76,6 +77,23 @@ func TestExpect(t *testing.T) {
 	if got := b.Stats(); got.Moved != 3 || got.Ended != 0 {
 		t.Errorf("stats: got %+v, want 3 moved, 0 ended", got)
 	}
+}
+
+// What is expected and does not come is forgotten.
+//
+// It fails when sessions that were made ahead stay until somebody says something.
+func TestExpectIsForgotten(t *testing.T) {
+	t.Parallel()
+	b := start(t, func(c *Config) { c.ExpectTimeout = 300 * time.Millisecond })
+	conn := b.client(t, b.Addr(), "&application_name=ahead")
+	pgtest.Eventually(t, "a session to be made ahead", func() bool {
+		if err := b.Expect(t.Context(), target); err != nil {
+			t.Fatal(err)
+		}
+		run(t, conn, "SELECT 1")
+		return len(b.dbs[target].Strings(t, sessionsOf)) == 1
+	})
+	pgtest.Eventually(t, "it to be closed, with nobody saying anything", func() bool { return len(b.dbs[target].Strings(t, sessionsOf)) == 0 })
 }
 
 // Who cannot get ready goes on.

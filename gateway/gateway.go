@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
@@ -47,11 +48,12 @@ type Gateway struct {
 		sync.Mutex
 		sessions map[client]struct{}
 		keys     map[cancelKey]client
-		clients  int   // connections, those still starting included
-		hold     *hold // the present one, nil for none
-		epoch    int64 // of the last Hold or Release
-		answered bool  // by a Release: a Hold of that epoch comes too late
-		orphan   bool  // whoever began the hold is gone
+		clients  int         // connections, those still starting included
+		hold     *hold       // the present one, nil for none
+		epoch    int64       // of the last Hold or Release
+		answered bool        // by a Release: a Hold of that epoch comes too late
+		orphan   bool        // whoever began the hold is gone
+		forget   *time.Timer // ends what is expected, nil when nothing is
 	}
 }
 

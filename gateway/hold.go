@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/ficus-migrate/ficus/internal/hint"
 )
@@ -58,26 +59,43 @@ func (h *hold) leave() {
 // Expect says which backend will own soon, so that sessions of the read-write door can get ready: each, before it next begins a
 // transaction, opens a server session there and gives it the state that it has, which moving to it later takes little of. A client waits
 // for that once, while others go on; during a [Gateway.Hold] all would want it at once, on machines that have better to do then.
-// Sessions without a transaction to begin are left alone, and no failure does any harm. Expecting the present owner takes it back, and
-// so does a Release. It returns at once.
+// Sessions without a transaction to begin are left alone, and no failure does any harm. Expecting the present owner takes it back, so
+// does a Release, and so do ten minutes without one ([Config.ExpectTimeout]). It returns at once.
 func (g *Gateway) Expect(ctx context.Context, owner Backend) error {
 	if _, ok := g.cfg.Backends[owner]; !ok {
 		return fmt.Errorf("expect: backend %q is not known", owner)
 	}
 	g.mu.Lock()
-	next := *g.route.Load()
-	next.coming = owner
-	back := owner == next.owner
-	if back {
-		next.coming = ""
+	defer g.mu.Unlock()
+	if owner == g.route.Load().owner {
+		g.expectLocked("")
+		return nil
 	}
-	g.route.Store(&next)
-	g.mu.Unlock()
 	g.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "expecting an owner", slog.String("owner", string(owner)))
-	if back {
+	g.expectLocked(owner)
+	g.mu.forget = time.AfterFunc(g.cfg.ExpectTimeout, func() { // whoever said so is gone, most likely
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.expectLocked("")
+	})
+	return nil
+}
+
+// expectLocked changes which owner is expected; "": none.
+func (g *Gateway) expectLocked(coming Backend) {
+	if g.mu.forget != nil {
+		g.mu.forget.Stop()
+		g.mu.forget = nil
+	}
+	next := *g.route.Load()
+	if next.coming == coming {
+		return
+	}
+	next.coming = coming
+	g.route.Store(&next)
+	if coming == "" {
 		g.askSweep()
 	}
-	return nil
 }
 
 // Hold stops starting transactions on the read-write door, new sessions included, and returns when
@@ -145,7 +163,6 @@ func (g *Gateway) Release(ctx context.Context, owner Backend, epoch int64) error
 		return fmt.Errorf("release: backend %q is not known", owner)
 	}
 	g.mu.Lock()
-	old := g.route.Load()
 	if last := g.mu.epoch; epoch < last {
 		g.mu.Unlock()
 		return fmt.Errorf("release at epoch %d, have %d: %w", epoch, last, ErrStale)
@@ -155,9 +172,10 @@ func (g *Gateway) Release(ctx context.Context, owner Backend, epoch int64) error
 		g.mu.hold = nil
 	}
 	g.mu.epoch, g.mu.answered = epoch, true
+	g.expectLocked("")
 	// The route first: whoever the queue lets go finds it.
-	next := *old
-	next.owner, next.holding, next.counting, next.draining, next.coming = owner, false, false, true, ""
+	next := *g.route.Load()
+	next.owner, next.holding, next.counting, next.draining = owner, false, false, true
 	g.route.Store(&next)
 	g.queue.Release()
 	g.mu.Unlock()
