@@ -176,6 +176,9 @@ func (a *app) showStatus(s migrate.Status) {
 	if r := s.Recopy; r != nil {
 		rows = append(rows, []string{"  copies anew", recopyText(r)})
 	}
+	for _, b := range s.Blockers {
+		rows = append(rows, []string{"  blocked by", b.String()})
+	}
 	for _, g := range s.Gates {
 		state := "closed"
 		if g.Open {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"os"
@@ -224,6 +225,22 @@ func TestCleanup(t *testing.T) {
 	again.line("phase", map[string]any{"phase": "following"})
 	if got, want := bytesOf(t, target, "pgbench_accounts"), bytesOf(t, source, "pgbench_accounts"); got != want {
 		t.Errorf("begun anew: %s, want %s", got, want)
+	}
+}
+
+// A status on one screen names who stands in the way of the fence.
+func TestStatusNamesBlockers(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	a := &app{stdout: &out}
+	a.showStatus(migrate.Status{Name: "shop", Phase: migrate.Promoting, Blockers: []migrate.Blocker{
+		{PID: 4711, Role: "app", Application: "report", State: "idle in transaction", Age: 90 * time.Second, Query: "UPDATE t SET a = ?"},
+		{GID: "tx-1", Role: "app", Age: time.Second},
+	}})
+	for _, want := range []string{"blocked by", "pid 4711 (app, report, idle in transaction, for 1m30s): UPDATE t SET a = ?", `prepared transaction "tx-1" (app, for 1s)`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("status shows\n%s\nwant %q in it", out.String(), want)
+		}
 	}
 }
 
