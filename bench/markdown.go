@@ -36,7 +36,7 @@ func (r *Report) updatePage(path string) error {
 func (r *Report) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nMeasured %s on %s, %d cores, %d MB of memory, %s.\n", r.Time.Format("2006-01-02"), r.Machine.CPU, r.Machine.Cores, r.Machine.MemoryMB, r.Machine.Kernel)
-	fmt.Fprintf(&b, "%d rounds; each cell is the median, with the smallest and the largest in brackets where it is compared.", r.Rounds)
+	b.WriteString("Each cell is the median of the rounds, with the smallest and the largest in brackets where it is compared.")
 	if r.Quick {
 		b.WriteString(" **Small sizes (`--quick`): these show that it works, not how fast.**")
 	}
@@ -57,7 +57,11 @@ func (r *Report) markdown() string {
 }
 
 func (r *Result) markdown(b *strings.Builder) {
-	fmt.Fprintf(b, "\n### %s\n\n`--only %s`. %s\n\n", r.Title, r.scenario(), strings.Join(r.Work, " "))
+	with := ""
+	if r.Version != "" {
+		with = ", " + r.Version
+	}
+	fmt.Fprintf(b, "\n### %s\n\n`--only %s`, %d rounds%s. %s\n\n", r.Title, r.scenario(), r.rounds(), with, strings.Join(r.Work, " "))
 	for i, row := range r.table() {
 		for j, cell := range row {
 			row[j] = strings.ReplaceAll(cell, "|", "\\|")

@@ -37,6 +37,9 @@ func (r *Report) load(paths []string) error {
 		if err := json.Unmarshal(text, &earlier); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
+		for _, res := range earlier.Results {
+			res.Version = cmp.Or(res.Version, earlier.Machine.Versions[ficusName])
+		}
 		earlier.Results = append(slices.DeleteFunc(r.Results, func(old *Result) bool {
 			return slices.ContainsFunc(earlier.Results, func(n *Result) bool { return n.Scenario == old.Scenario })
 		}), earlier.Results...)
@@ -61,7 +64,7 @@ func (r *Report) writeText(w io.Writer) error {
 	fmt.Fprintf(w, "\n%s, %d cores, %d MB, %s; %s to %s; %s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.MemoryMB, r.Machine.Kernel,
 		r.Machine.Versions["source"], r.Machine.Versions["target"], r.Machine.Versions["ficus"])
 	fmt.Fprintf(w, "both clusters: %s\n", strings.Join(r.Settings, ", "))
-	fmt.Fprintf(w, "%d rounds; median (smallest - largest)\n", r.Rounds)
+	fmt.Fprintln(w, "median of the rounds (smallest - largest)")
 	for _, res := range r.Results {
 		if err := res.writeText(w); err != nil {
 			return err
@@ -74,7 +77,7 @@ func (r *Report) writeText(w io.Writer) error {
 }
 
 func (r *Result) writeText(w io.Writer) error {
-	fmt.Fprintf(w, "\n%s: %s\n", r.Scenario, r.Title)
+	fmt.Fprintf(w, "\n%s: %s, %d rounds\n", r.Scenario, r.Title, r.rounds())
 	for _, line := range r.Work {
 		fmt.Fprintf(w, "  %s\n", line)
 	}

@@ -17,8 +17,18 @@ type Result struct {
 	Work       []string    `json:"work"` // what was done and how, sentences
 	Contenders []Contender `json:"contenders"`
 	Ratios     []Ratio     `json:"ratios"`
-	Base       string      `json:"base"` // what Ratios are to
-	Load       [2]string   `json:"load"` // the machine's load average before and after
+	Base       string      `json:"base"`              // what Ratios are to
+	Load       [2]string   `json:"load"`              // the machine's load average before and after
+	Version    string      `json:"version,omitempty"` // of Ficus, where results of several runs are put together
+}
+
+// rounds returns how often each contender ran.
+func (r *Result) rounds() int {
+	n := 0
+	for _, c := range r.Contenders {
+		n = max(n, len(c.Runs))
+	}
+	return n
 }
 
 // A Contender is one program with one choice of settings, and its runs.
