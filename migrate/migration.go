@@ -28,6 +28,7 @@ type Migration struct {
 	// journal orders appends, folds and event callbacks. It is taken before mu, and is the only
 	// lock held across I/O: the order of records is what it protects.
 	journal sync.Mutex
+	refused [][]byte // records that had to be made and found no room, oldest first; guarded by journal
 
 	mu struct {
 		sync.Mutex

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -219,6 +220,65 @@ func TestJournalIsTheStory(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A refusing journal has no room for some records.
+type refusing struct {
+	Journal
+	refuses func(record []byte) bool
+}
+
+func (j refusing) Append(record []byte) error {
+	if j.refuses(record) {
+		return errors.New("disk full")
+	}
+	return j.Journal.Append(record)
+}
+
+// TestJournalHasNoHoles: what the journal had no room for, and what had happened all the same, is there before what
+// happens next.
+//
+// It fails when a record that is refused is gone: the next process then knows of no promotion, and of a rollback that is
+// still wanted after it was done.
+func TestJournalHasNoHoles(t *testing.T) {
+	for _, lost := range []string{"promotion of the target", "promoted: the target owns the data", "record-owner: done"} {
+		t.Run(lost, func(t *testing.T) {
+			inWorld(t, func(t bubble) {
+				refused := 0
+				b := newBench(t, t.w, func(c *Config) {
+					c.Journal = refusing{c.Journal, func(record []byte) bool {
+						if refused > 0 || !strings.Contains(string(record), lost) {
+							return false
+						}
+						refused++
+						return true
+					}}
+				})
+				b.start(t)
+				b.reach(t, Promoted)
+				before := b.Status()
+				b.stop(errors.New("enough"))
+				<-b.done
+				again := newBench(t, t.w, nil).Status()
+				if diff := cmp.Diff(before.Promotions, again.Promotions); diff != "" || len(again.Promotions) != 1 || refused != 1 {
+					t.Errorf("%d refused; promotions after replay (-before +after):\n%s", refused, diff)
+				}
+				var seq int64
+				err := journal{t.w, &process{}}.Scan(func(data []byte) error {
+					var r record
+					err := json.Unmarshal(data, &r)
+					if r.Seq != seq+1 {
+						t.Errorf("record %d comes after record %d", r.Seq, seq)
+					}
+					seq = r.Seq
+					return err
+				})
+				if err != nil || seq == 0 {
+					t.Errorf("%d records, %v", seq, err)
+				}
+			})
+		})
+	}
 }
 
 func TestSubscribeLive(t *testing.T) {

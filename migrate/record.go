@@ -342,6 +342,25 @@ func (m *Migration) note(e Event, f fact) {
 	_ = m.write(e, f, nil, true) // always nil when forced
 }
 
+// append adds a record to the journal, behind what it refused before and could not be left out: a journal may lack its end,
+// never anything before. keep: this one cannot be left out either. Call it with journal held.
+func (m *Migration) append(line []byte, keep bool) error {
+	for len(m.refused) > 0 {
+		if err := m.cfg.Journal.Append(m.refused[0]); err != nil {
+			if keep {
+				m.refused = append(m.refused, line)
+			}
+			return err
+		}
+		m.refused = m.refused[1:]
+	}
+	err := m.cfg.Journal.Append(line)
+	if err != nil && keep {
+		m.refused = append(m.refused, line)
+	}
+	return err
+}
+
 func (m *Migration) write(e Event, f fact, check func(*state) error, force bool) error {
 	// Orders the journal, the state and the callbacks alike, so it is held across the append.
 	m.journal.Lock()
@@ -372,11 +391,11 @@ func (m *Migration) write(e Event, f fact, check func(*state) error, force bool)
 	if err != nil {
 		return fmt.Errorf("write the journal: %w", err)
 	}
-	if err := m.cfg.Journal.Append(line); err != nil {
+	if err := m.append(line, force); err != nil {
 		if !force {
 			return fmt.Errorf("write the journal: %w", err)
 		}
-		m.cfg.Log.Error("journal refused a record", slog.String("event", e.Message), slog.Any("err", err))
+		m.cfg.Log.Error("journal refused a record for now", slog.String("event", e.Message), slog.Any("err", err))
 	}
 	m.mu.Lock()
 	m.mu.state.apply(record{Event: e, Fact: f})
