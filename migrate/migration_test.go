@@ -241,6 +241,7 @@ func (j refusing) Append(record []byte) error {
 // It fails when a record that is refused is gone: the next process then knows of no promotion, and of a rollback that is
 // still wanted after it was done.
 func TestJournalHasNoHoles(t *testing.T) {
+	t.Parallel()
 	for _, lost := range []string{"promotion of the target", "promoted: the target owns the data", "record-owner: done"} {
 		t.Run(lost, func(t *testing.T) {
 			inWorld(t, func(t bubble) {
@@ -258,7 +259,9 @@ func TestJournalHasNoHoles(t *testing.T) {
 				b.reach(t, Promoted)
 				before := b.Status()
 				b.stop(errors.New("enough"))
-				<-b.done
+				if err := <-b.done; err == nil || err.Error() != "enough" {
+					t.Errorf("run: %v", err)
+				}
 				again := newBench(t, t.w, nil).Status()
 				if diff := cmp.Diff(before.Promotions, again.Promotions); diff != "" || len(again.Promotions) != 1 || refused != 1 {
 					t.Errorf("%d refused; promotions after replay (-before +after):\n%s", refused, diff)
