@@ -140,6 +140,39 @@ func claim(ctx context.Context, t testing.TB, b *bench, side Side) {
 	}
 }
 
+// TestStaleComplete: an engine that was asked to complete comes back after another one went back to the source, promoted again, and
+// died before the source had heard of it. It tells the source, and completes nothing: that was wanted of another time.
+//
+// It fails when a phase that names the right owner is taken for the end of the newest promotion: the target's row was then removed with
+// the source's naming the source.
+func TestStaleComplete(t *testing.T) {
+	inWorld(t, func(t bubble) {
+		first := newBenchOn(t, t.w, 1, nil)
+		first.start(t)
+		first.reach(t, Promoted)
+		first.stop(errors.New("enough"))
+		<-first.done //nolint:errcheck // "enough"
+		if err := first.Do(t.Context(), Command{Verb: Complete, Actor: "anna", Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		t.w.mu.Lock()
+		source, target := t.w.db[Source], t.w.db[Target]
+		source.row.Epoch, source.row.Owner, source.row.GateOpen = 3, Source, false
+		target.row.Epoch, target.row.Owner, target.row.GateOpen = 4, Target, true
+		t.w.mu.Unlock()
+
+		again := newBenchOn(t, t.w, 1, nil)
+		again.start(t)
+		time.Sleep(time.Minute)
+		t.w.mu.Lock()
+		row := source.row
+		t.w.mu.Unlock()
+		if s := again.Status(); row.Owner != Target || row.Epoch != 4 || s.Phase != Promoted || s.Owner != Target || s.Epoch != 4 {
+			t.Errorf("the source says %+v; status: phase %s, owner %s, epoch %d", row, s.Phase, s.Owner, s.Epoch)
+		}
+	})
+}
+
 // TestStaleCancel: an engine that was asked to cancel comes back after another one has completed the
 // migration. The source's own row says that the target owns, so it stays fenced and clients stay where
 // they are.

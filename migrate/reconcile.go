@@ -25,6 +25,12 @@ func (o owners) newest() Ownership {
 	return o[Source]
 }
 
+// unheard reports whether the side that does not own has yet to hear of it: it names itself.
+func (o owners) unheard() bool {
+	other := o.newest().Owner.Other()
+	return o[other].Owner == other
+}
+
 func (m *Migration) readOwnership(ctx context.Context) (owners, error) {
 	found := owners{}
 	for _, side := range []Side{Source, Target} {
@@ -89,7 +95,7 @@ func (m *Migration) reconcile(ctx context.Context) error {
 			return m.reconcileBare(ctx, s, found)
 		}
 		o := found.newest()
-		if o.Owner != ownerIn(s.phase) {
+		if o.Owner != ownerIn(s.phase) || found.unheard() {
 			a := &attempt{from: o.Owner.Other(), to: o.Owner, epoch: o.Epoch, link: m.linkFrom(o.Owner.Other()), opposite: m.linkFrom(o.Owner)}
 			return m.finish(ctx, a, m.afterReturn())
 		}
