@@ -107,7 +107,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	report := &Report{Time: time.Now().UTC().Truncate(time.Second), Rounds: o.rounds, Quick: o.quick}
+	report := &Report{Time: time.Now().UTC().Truncate(time.Second), Quick: o.quick}
 	if o.earlier != "" {
 		err = report.load(strings.Split(o.earlier, ","))
 	} else {

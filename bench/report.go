@@ -20,7 +20,6 @@ type Report struct {
 	Time     time.Time `json:"time"`
 	Machine  Machine   `json:"machine"`
 	Settings []string  `json:"settings"` // of both clusters
-	Rounds   int       `json:"rounds"`
 	Quick    bool      `json:"quick"`
 	Results  []*Result `json:"results"`
 	Failures []string  `json:"failures,omitempty"` // scenarios that ended with an error

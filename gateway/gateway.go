@@ -170,6 +170,9 @@ func (g *Gateway) tend(ctx context.Context, group *errgroup.Group) {
 // stop ends sessions at their border.
 func (g *Gateway) stop() {
 	g.stopping.Store(true)
+	g.mu.Lock()
+	g.expectLocked("") // its timer ends, too
+	g.mu.Unlock()
 	g.queue.Close()
 	g.nudge(func(client) bool { return true })
 }

@@ -151,7 +151,9 @@ func TestStaleComplete(t *testing.T) {
 		first.start(t)
 		first.reach(t, Promoted)
 		first.stop(errors.New("enough"))
-		<-first.done //nolint:errcheck // "enough"
+		if err := <-first.done; err == nil || err.Error() != "enough" {
+			t.Errorf("run: %v", err)
+		}
 		if err := first.Do(t.Context(), Command{Verb: Complete, Actor: "anna", Force: true}); err != nil {
 			t.Fatal(err)
 		}
